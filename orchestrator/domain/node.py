@@ -1,0 +1,149 @@
+"""A node's life: its states, the legal moves between them, and what each state has proven.
+
+The table `LEGAL_MOVES` is the one place where the lifecycle stands; the map in `orchestrator/README.md` is drawn from it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from orchestrator.domain.operation import Action
+
+
+class NodeState(StrEnum):
+    """Where a node stands. The text under each member says what has been proven when it is reached."""
+
+    ENROLLED = "enrolled"
+    """Named in the applied spec; nothing has answered yet."""
+    IDENTIFIED = "identified"
+    """Its BMC answers, and its serial and model (or its delivered certificate) match the spec."""
+    CREDENTIALED = "credentialed"
+    """The factory password is replaced by ours, and the BMC's certificate is pinned."""
+    POWERED = "powered"
+    """Main power is on, read back from the BMC."""
+    IMAGED = "imaged"
+    """The site's image was laid down by a one-time network boot; its digest was read back."""
+    REACHABLE = "reachable"
+    """SSH answers with the pinned host key, and the machine behind it has the spec's serial and image."""
+    CONFIGURED = "configured"
+    """The bring-up playbooks ran to the end without a failed task."""
+    FIRMWARE_OK = "firmware_ok"
+    """Every audited component reads back a version the baseline approves."""
+    ACCEPTED = "accepted"
+    """The GPU probe and the compute check passed, on evidence newer than the last boot and firmware change."""
+    READY = "ready"
+    """Joined the cell with its rack, leaf and feed labels; may receive work."""
+    ALLOCATED = "allocated"
+    """A training run holds it."""
+    SUSPECT = "suspect"
+    """Something it said (or its silence) contradicts what was proven; it gets no new work until that is settled."""
+    DRAINING = "draining"
+    """Somebody asked for it back; running work is allowed to end."""
+    MAINTENANCE = "maintenance"
+    """Empty and in a person's hands."""
+    QUARANTINED = "quarantined"
+    """A check failed or a stage ran out of time; only a cleared cause or a person's word moves it."""
+    REPAIRING = "repairing"
+    """A person says the cause is cleared; it must prove everything again."""
+    RETIRED = "retired"
+    """Left the fleet for good."""
+
+
+S = NodeState
+BRING_UP = (
+    S.ENROLLED,
+    S.IDENTIFIED,
+    S.CREDENTIALED,
+    S.POWERED,
+    S.IMAGED,
+    S.REACHABLE,
+    S.CONFIGURED,
+    S.FIRMWARE_OK,
+    S.ACCEPTED,
+)
+"""The states a node passes on its way to `ready`, in order."""
+
+IN_SERVICE = frozenset({S.READY, S.ALLOCATED})
+SETTLED = frozenset({S.READY, S.ALLOCATED, S.QUARANTINED, S.MAINTENANCE, S.RETIRED})
+"""States in which a rollout has nothing more to do with a node by itself."""
+
+LEGAL_MOVES: Mapping[NodeState, frozenset[NodeState]] = {
+    S.ENROLLED: frozenset({S.IDENTIFIED, S.QUARANTINED, S.RETIRED}),
+    S.IDENTIFIED: frozenset({S.CREDENTIALED, S.QUARANTINED}),
+    S.CREDENTIALED: frozenset({S.POWERED, S.QUARANTINED}),
+    S.POWERED: frozenset({S.IMAGED, S.QUARANTINED}),
+    S.IMAGED: frozenset({S.REACHABLE, S.QUARANTINED}),
+    S.REACHABLE: frozenset({S.CONFIGURED, S.QUARANTINED}),
+    S.CONFIGURED: frozenset({S.FIRMWARE_OK, S.QUARANTINED}),
+    S.FIRMWARE_OK: frozenset({S.ACCEPTED, S.QUARANTINED}),
+    S.ACCEPTED: frozenset({S.READY, S.QUARANTINED}),
+    S.READY: frozenset({S.ALLOCATED, S.SUSPECT, S.DRAINING}),
+    S.ALLOCATED: frozenset({S.READY, S.SUSPECT, S.DRAINING}),
+    S.SUSPECT: frozenset({S.READY, S.ALLOCATED, S.QUARANTINED}),
+    S.DRAINING: frozenset({S.MAINTENANCE}),
+    S.MAINTENANCE: frozenset({S.IDENTIFIED, S.RETIRED}),
+    S.QUARANTINED: frozenset({S.REPAIRING}),
+    S.REPAIRING: frozenset({S.IDENTIFIED, S.RETIRED}),
+    S.RETIRED: frozenset(),
+}
+
+
+def can_move(old: NodeState, new: NodeState) -> bool:
+    """Whether the lifecycle allows going from `old` to `new` in one move."""
+    return new in LEGAL_MOVES[old]
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """What one exchange established, and when (controller clock, seconds since the epoch)."""
+
+    at_s: float
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenOperation:
+    """A journaled intent whose outcome is not journaled yet."""
+
+    id: str
+    action: Action
+    at_s: float
+    epoch: int
+    args: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRecord:
+    """Everything the journal says about one node: the fold over its events, never edited in place."""
+
+    name: str
+    state: NodeState = NodeState.ENROLLED
+    since_s: float = 0.0
+    because: str = "named in the spec"
+    proving_since_s: float = 0.0
+    """Start of the present proof: evidence older than this does not count for `ready`."""
+    facts: Mapping[Action, Fact] = field(default_factory=dict)
+    """Latest DONE outcome per action within the present proof."""
+    pins: Mapping[str, str] = field(default_factory=dict)
+    """Identities that survive a re-proof: `bmc_certificate_sha256`, `ssh_host_key`, `bmc_account`."""
+    open: OpenOperation | None = None
+    must_look: bool = False
+    """A mutating exchange ended without an answer: observe before anything is repeated."""
+    failures: int = 0
+    """Consecutive failed or unanswered exchanges in the present state."""
+    last_problem: str = ""
+    not_before_s: float = 0.0
+    wave: int = 0
+    run: str = ""
+    """The training run that holds it, when `allocated`."""
+
+    def fact(self, action: Action) -> Mapping[str, Any] | None:
+        """Latest values of `action` in the present proof, or None."""
+        found = self.facts.get(action)
+        return found.values if found else None
+
+    def fact_at_s(self, action: Action) -> float:
+        """When `action` last succeeded in the present proof; -inf if never."""
+        found = self.facts.get(action)
+        return found.at_s if found else float("-inf")

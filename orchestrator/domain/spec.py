@@ -1,0 +1,236 @@
+"""The cluster as an operator declares it: racks, power, nodes, firmware baselines, policies.
+
+Every field carries its unit in its name and its explanation under it. Unknown keys are refused. What depends on several
+fields together (a node in an unknown rack, a rack over its power) is checked in `planning/validation.py`.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9._-]{0,62}$")]
+Address = Annotated[str, Field(description="IPv4 or IPv6 address in its canonical form")]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Watts = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
+
+
+class Strict(BaseModel):
+    """A frozen value that refuses what it does not know and never guesses a type."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class GpuSku(Strict):
+    """The GPUs of one node."""
+
+    model: str
+    """Product name as NVML prints it."""
+    count: Annotated[int, Field(ge=0, le=128)]
+    """GPUs in one node."""
+    memory_gib: Annotated[float, Field(gt=0, le=4096)] = 80.0
+    """Memory of one GPU, in GiB."""
+
+
+class Sku(Strict):
+    """One kind of machine."""
+
+    manufacturer: str
+    """As the BMC's ComputerSystem.Manufacturer says it."""
+    model: str
+    """As the BMC's ComputerSystem.Model says it; compared before anything is written to the node."""
+    units: Annotated[int, Field(ge=1, le=60)]
+    """Height in rack units."""
+    idle_w: Watts
+    """Draw when idle, in watts."""
+    max_w: Watts
+    """Largest sustained draw, in watts; what power checks reckon with."""
+    gpus: GpuSku
+
+
+class Feed(Strict):
+    """One power feed."""
+
+    limit_w: Watts
+    """Continuous load the feed may carry, in watts, derating included."""
+
+
+class Rack(Strict):
+    """One rack."""
+
+    units: Annotated[int, Field(ge=1, le=60)] = 42
+    """Usable height in rack units."""
+    limit_w: Watts
+    """Power the rack may draw, in watts."""
+    feed: Name
+    """The feed it hangs on."""
+    leaf: Name
+    """The leaf switch its nodes are cabled to."""
+    row: str = ""
+    """The row it stands in."""
+
+
+class Node(Strict):
+    """One machine."""
+
+    name: Name
+    rack: Name
+    unit: Annotated[int, Field(ge=1, le=60)]
+    """Lowest rack unit it occupies, counted from the bottom."""
+    sku: Name
+    serial: Annotated[str, Field(min_length=1, max_length=64)]
+    """Serial number on its plate, as its BMC must say it."""
+    bmc: Address
+    """Address of its BMC."""
+    address: Address
+    """Address of the node itself (SSH, Ray, ranks)."""
+    mac: Annotated[str, Field(pattern=r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$")] = "00:00:00:00:00:00"
+    """MAC of the port it boots from, lower case, quoted."""
+    insecure_bmc: bool = False
+    """This BMC's certificate cannot be checked. Shown loudly wherever it matters."""
+
+
+class Subnets(Strict):
+    """Where addresses may lie."""
+
+    bmc: str
+    """Subnet of the BMCs, in CIDR form."""
+    management: str
+    """Subnet of the nodes' own addresses, in CIDR form."""
+
+
+class Access(Strict):
+    """How nodes and BMCs are reached."""
+
+    bmc_user: Name = "rackray"
+    """Account rackray uses at every BMC once the factory password is replaced."""
+    bmc_port: Port = 443
+    ssh_user: Name
+    """Unprivileged login user with passwordless sudo."""
+    ssh_port: Port = 22
+
+
+class ImageServiceSpec(Strict):
+    """The site's image service."""
+
+    url: Annotated[str, Field(pattern=r"^https://[^/@]+$")]
+    """Base URL; https only. Its certificate is checked against `image_ca.pem` in the secrets folder."""
+    name: Name
+    """The image every node gets."""
+
+
+class Services(Strict):
+    image: ImageServiceSpec
+
+
+class Runtime(Strict):
+    """What training runs with on the nodes."""
+
+    python: Annotated[str, Field(pattern=r"^/")] = "/opt/rackray/venv/bin/python"
+    """Interpreter with torch, deepspeed, ray and rackray."""
+    shared_directory: Annotated[str, Field(pattern=r"^/")]
+    """Folder that every node of a cell sees (NFS, Lustre, ...): data sets, checkpoints, run directories."""
+    interface: str = ""
+    """Network interface ranks talk over (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME)."""
+
+
+class FirmwareComponent(Strict):
+    """The baseline of one component."""
+
+    approved: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
+    """Versions that may run, compared for equality after stripping; the first is the one updates install."""
+    image: str = ""
+    """Path of the first version's file at the image service; empty: deviations are reported, never updated."""
+
+
+class HealthPolicy(Strict):
+    """Limits of the acceptance probe."""
+
+    gpu_temperature_max_c: Annotated[int, Field(ge=30, le=120)] = 85
+    """Hottest GPU allowed at rest, in degrees Celsius."""
+    uncorrected_ecc_max: Annotated[int, Field(ge=0)] = 0
+    """Volatile uncorrected ECC errors allowed per GPU."""
+    compute_seconds: Annotated[float, Field(gt=0, le=3600)] = 1.0
+    """How long the compute check runs on each device."""
+
+
+class Rollout(Strict):
+    """How fast a change may spread, and when it stops."""
+
+    canary: Annotated[int, Field(ge=1)] = 1
+    """Nodes in the first wave."""
+    growth: Annotated[float, Field(ge=1, le=100)] = 4.0
+    """Each wave is at most this many times the one before."""
+    max_in_flight: Annotated[int, Field(ge=1)] = 256
+    """Nodes worked on at once."""
+    failure_budget: Annotated[int, Field(ge=0)] = 1
+    """Nodes that may fail (refused, unreachable, timed out or unknown) before no new wave starts."""
+    stage_limit_s: Annotated[float, Field(gt=0)] = 1800.0
+    """Longest a node may stay in one stage, in seconds, before it is quarantined."""
+    attempts: Annotated[int, Field(ge=1, le=1000)] = 5
+    """Failed exchanges in a row, in one stage, before a node is quarantined."""
+    poll_s: Annotated[float, Field(gt=0, le=300)] = 1.0
+    """Pause between two looks at the same slow thing, in seconds."""
+
+
+class RayHead(Strict):
+    """Where a Ray cluster's head listens. It runs on a controller host."""
+
+    address: Address
+    port: Port = 6379
+
+
+class LabFault(Strict):
+    """A fault planted in a simulated node."""
+
+    node: Name
+    fault: Name
+    gpu: int | None = None
+    component: str | None = None
+    version: str | None = None
+
+
+class Lab(Strict):
+    """Read by `rackray lab` alone: how the simulated machines behave. Real clusters leave it out."""
+
+    boot_s: float = 1.5
+    """Time from power-on to the boot of the operating system, in seconds."""
+    update_s: float = 3.0
+    """How long a firmware update takes, in seconds."""
+    plant: Annotated[tuple[LabFault, ...], Field(strict=False)] = ()
+    """Faults that are there from the start."""
+
+
+class ClusterSpec(Strict):
+    """One cluster."""
+
+    rackray: Literal[1]
+    """Version of this format."""
+    cluster: Name
+    skus: dict[Name, Sku]
+    feeds: dict[Name, Feed]
+    racks: dict[Name, Rack]
+    subnets: Subnets
+    access: Access
+    services: Services
+    runtime: Runtime
+    firmware: dict[Name, dict[Name, FirmwareComponent]]
+    """Per SKU, per component (the Id in the BMC's FirmwareInventory)."""
+    cell: RayHead
+    """The GPU nodes' Ray: runs checks and training; holds no management secret."""
+    management: RayHead
+    """The controllers' Ray: runs Redfish, SSH and playbook shards."""
+    health: HealthPolicy = HealthPolicy()
+    rollout: Rollout = Rollout()
+    nodes: Annotated[tuple[Node, ...], Field(min_length=1, strict=False)]
+    lab: Lab | None = None
+
+    def node(self, name: str) -> Node:
+        """The node called `name`. Raises KeyError."""
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        raise KeyError(name)
+
+    def sku_of(self, node: Node) -> Sku:
+        """The SKU of `node`."""
+        return self.skus[node.sku]
