@@ -128,13 +128,16 @@ class NodeRecord:
     pins: Mapping[str, str] = field(default_factory=dict)
     """Identities that survive a re-proof: `bmc_certificate_sha256`, `ssh_host_key`, `bmc_account`."""
     open: OpenOperation | None = None
-    must_look: bool = False
-    """A mutating exchange ended without an answer: observe before anything is repeated."""
+    lost: OpenOperation | None = None
+    """A mutating exchange that ended without an answer: observe before anything is repeated."""
     failures: int = 0
-    """Consecutive failed or unanswered exchanges in the present state."""
+    """Consecutive refused or unanswered exchanges in the present state."""
+    silences: int = 0
+    """Consecutive times nothing could be reached in the present state (a booting node is silent, not failed)."""
+    failed_at_s: float = float("-inf")
     last_problem: str = ""
-    not_before_s: float = 0.0
-    wave: int = 0
+    fatal: str = ""
+    """A refusal that no repetition can cure (another machine answers, a request is not possible)."""
     run: str = ""
     """The training run that holds it, when `allocated`."""
 

@@ -32,6 +32,8 @@ class Action(StrEnum):
     """args -> component, image_uri, version. facts <- task (URI on the same BMC), component, version."""
     BMC_TASK = "bmc.task"
     """args -> task. facts <- task, state, status, percent, messages; a vanished task has state "Vanished"."""
+    BMC_TASKS = "bmc.tasks"
+    """List the update tasks the BMC still remembers. facts <- tasks: [{"task", "name", "state", "percent"}], newest last."""
     BMC_LOCATE = "bmc.locate"
     """args -> lit (bool). facts <- lit."""
     BMC_EVENTS = "bmc.events"
@@ -91,6 +93,7 @@ TIMEOUT_S: Mapping[Action, float] = {
     Action.BMC_FIRMWARE: 60,
     Action.BMC_UPDATE: 60,
     Action.BMC_TASK: 20,
+    Action.BMC_TASKS: 30,
     Action.BMC_LOCATE: 20,
     Action.BMC_EVENTS: 60,
     Action.IMAGE_REPORT: 20,

@@ -1,0 +1,172 @@
+"""State is a fold over events: `ClusterState.apply` is the only way anything here changes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from orchestrator.domain.event import Event
+from orchestrator.domain.node import Fact, NodeRecord, NodeState, OpenOperation
+from orchestrator.domain.operation import Action, Status
+from orchestrator.domain.run import RunRecord, fold_run
+from orchestrator.domain.spec import ClusterSpec
+
+PIN_SOURCES: Mapping[Action, Mapping[str, str]] = {
+    Action.BMC_CREDENTIAL: {"certificate_sha256": "bmc_certificate_sha256", "account": "bmc_account"},
+    Action.IMAGE_REPORT: {"ssh_host_key": "ssh_host_key"},
+}
+"""Which facts become pins when their stage is passed."""
+
+PINNED_ON: Mapping[NodeState, Action] = {
+    NodeState.CREDENTIALED: Action.BMC_CREDENTIAL,
+    NodeState.IMAGED: Action.IMAGE_REPORT,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutRecord:
+    """The rollout that is going on, or the last one."""
+
+    number: int = 0
+    waves: tuple[tuple[str, ...], ...] = ()
+    started_at_s: float = 0.0
+    stopped_because: str = ""
+    """Why no new wave starts; empty while it goes on."""
+    finished: bool = True
+
+
+@dataclass
+class ClusterState:
+    """Everything the journal says. The records inside are frozen; only `apply` and `observe` replace them."""
+
+    spec: ClusterSpec | None = None
+    spec_sha256: str = ""
+    spec_file: str = ""
+    nodes: dict[str, NodeRecord] = field(default_factory=dict)
+    runs: dict[str, RunRecord] = field(default_factory=dict)
+    rollout: RolloutRecord = field(default_factory=RolloutRecord)
+    requests: dict[int, Event] = field(default_factory=dict)
+    """Requests nobody has handled yet, by seq."""
+    answers: dict[int, str] = field(default_factory=dict)
+    """What became of handled requests, by seq."""
+    epoch: int = 0
+    holder: str = ""
+    seq: int = 0
+
+    def apply(self, event: Event) -> None:
+        """Fold one event. Raises KeyError or ValueError when the journal contradicts itself."""
+        family, _, verb = event.kind.partition(".")
+        if family == "node":
+            self.nodes[event.subject] = _fold_node(self.nodes[event.subject], verb, event)
+        elif family == "run":
+            self.runs[event.subject] = fold_run(self.runs.get(event.subject), event)
+        elif family == "request":
+            self._apply_request(verb, event)
+        elif family == "rollout":
+            self.rollout = _fold_rollout(self.rollout, verb, event)
+        elif event.kind == "spec.applied":
+            self._apply_spec(event)
+        elif event.kind == "controller.took":
+            self.epoch, self.holder = event.epoch, event.data["holder"]
+        else:
+            raise ValueError(f"event {event.seq} has the unknown kind {event.kind!r}; it was written by a newer rackray")
+        self.seq = max(self.seq, event.seq)
+
+    def observe(self, node: str, action: Action, facts: Mapping[str, Any], at_s: float) -> None:
+        """A look that changed nothing but the age of the evidence; it is no event."""
+        record = self.nodes.get(node)
+        if record is not None and at_s >= record.proving_since_s:
+            self.nodes[node] = replace(
+                record, facts={**record.facts, action: Fact(at_s, facts)}, failures=0, silences=0, last_problem=""
+            )
+
+    def _apply_spec(self, event: Event) -> None:
+        self.spec = ClusterSpec.model_validate(event.data["spec"])
+        self.spec_sha256, self.spec_file = event.data["sha256"], event.data["file"]
+        for node in self.spec.nodes:
+            if node.name not in self.nodes:
+                self.nodes[node.name] = NodeRecord(node.name, since_s=event.at_s, proving_since_s=event.at_s)
+
+    def _apply_request(self, verb: str, event: Event) -> None:
+        if verb == "handled":
+            self.requests.pop(event.data["request"], None)
+            self.answers[event.data["request"]] = event.data["answer"]
+        else:
+            self.requests[event.seq] = event
+
+
+def _fold_rollout(rollout: RolloutRecord, verb: str, event: Event) -> RolloutRecord:
+    if verb == "started":
+        waves = tuple(tuple(wave) for wave in event.data["waves"])
+        return RolloutRecord(rollout.number + 1, waves, event.at_s, finished=False)
+    if verb == "stopped":
+        return replace(rollout, stopped_because=event.data["because"])
+    if verb == "finished":
+        return replace(rollout, finished=True)
+    raise ValueError(f"unknown rollout event {event.kind!r}")
+
+
+def _fold_node(record: NodeRecord, verb: str, event: Event) -> NodeRecord:
+    data = event.data
+    if verb == "moved":
+        return _moved(record, NodeState(data["to"]), data["because"], event.at_s, data.get("run", ""))
+    if verb == "intended":
+        opened = OpenOperation(data["operation"], Action(data["action"]), event.at_s, event.epoch, data["args"])
+        return replace(record, open=opened)
+    if verb == "ended":
+        return _ended(record, event)
+    if verb == "settled":
+        lost = record.lost
+        if data["done"] and lost is not None:
+            fact = Fact(lost.at_s, {**lost.args, **data["facts"]})
+            return replace(record, lost=None, facts={**record.facts, lost.action: fact})
+        return replace(record, lost=None)
+    if verb == "host_key":
+        return replace(record, pins={**record.pins, "ssh_host_key": data["ssh_host_key"]})
+    raise ValueError(f"unknown node event {event.kind!r}")
+
+
+def _moved(record: NodeRecord, to: NodeState, because: str, at_s: float, run: str) -> NodeRecord:
+    moved = replace(
+        record,
+        state=to,
+        since_s=at_s,
+        because=because,
+        failures=0,
+        silences=0,
+        failed_at_s=float("-inf"),
+        last_problem="",
+        fatal="",
+        run=run,
+    )
+    if to is NodeState.REPAIRING or to is NodeState.MAINTENANCE:
+        # Everything has to be proven again; identities stay pinned, so a swapped board is noticed.
+        return replace(moved, proving_since_s=at_s, facts={}, open=None, lost=None)
+    source = PINNED_ON.get(to)
+    if source is not None and source in record.facts:
+        found = record.facts[source].values
+        pins = {pin: str(found[fact]) for fact, pin in PIN_SOURCES[source].items() if found.get(fact)}
+        return replace(moved, pins={**record.pins, **pins})
+    return moved
+
+
+def _ended(record: NodeRecord, event: Event) -> NodeRecord:
+    data = event.data
+    action, status = Action(data["action"]), Status(data["status"])
+    was_open = record.open if record.open is not None and record.open.id == data["operation"] else None
+    record = replace(record, open=None if was_open else record.open)
+    if status is Status.DONE:
+        values = {**(was_open.args if was_open else {}), **data["facts"]}
+        facts = {**record.facts, action: Fact(event.at_s, values)}
+        return replace(record, facts=facts, failures=0, silences=0, failed_at_s=float("-inf"), last_problem="")
+    lost = was_open if status is Status.UNKNOWN and was_open else record.lost
+    hopeless = status is Status.MISMATCH or (status is Status.REFUSED and not data.get("retryable", True))
+    quiet = status in (Status.UNREACHABLE, Status.FENCED)
+    return replace(
+        record,
+        lost=lost,
+        failures=record.failures + (0 if quiet or data.get("takeover") else 1),
+        silences=record.silences + (1 if quiet else 0),
+        failed_at_s=event.at_s,
+        last_problem=data["reason"],
+        fatal=data["reason"] if hopeless else record.fatal,
+    )

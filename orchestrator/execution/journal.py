@@ -1,0 +1,301 @@
+"""The journal: an append-only table of events that is on disk before anything is acknowledged, and the lease that fences it.
+
+SQLite in WAL mode with synchronous=FULL by default; any SQLAlchemy URL works, because only Core is used. Three tables:
+`events` (the truth), `observations` (the latest look at each thing and its age; no history), `lease` (who decides).
+"""
+
+import json
+import os
+import socket
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from orchestrator.domain.errors import JournalBroken, LeaseHeld
+from orchestrator.domain.event import Event
+from orchestrator.domain.state import ClusterState
+from orchestrator.execution.processes import alive, own_start_ticks
+
+_META = sa.MetaData()
+_EVENTS = sa.Table(
+    "events",
+    _META,
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("at_s", sa.Float, nullable=False),
+    sa.Column("epoch", sa.Integer, nullable=False),
+    sa.Column("kind", sa.String(64), nullable=False),
+    sa.Column("subject", sa.String(128), nullable=False),
+    sa.Column("data", sa.Text, nullable=False),
+    sqlite_autoincrement=True,
+)
+_OBSERVATIONS = sa.Table(
+    "observations",
+    _META,
+    sa.Column("subject", sa.String(128), primary_key=True),
+    sa.Column("key", sa.String(64), primary_key=True),
+    sa.Column("at_s", sa.Float, nullable=False),
+    sa.Column("data", sa.Text, nullable=False),
+)
+_LEASE = sa.Table(
+    "lease",
+    _META,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("epoch", sa.Integer, nullable=False),
+    sa.Column("holder", sa.String(256), nullable=False),
+    sa.Column("until_s", sa.Float, nullable=False),
+)
+
+BUSY_TIMEOUT_S = 20.0
+LEASE_S = 15.0
+"""How long a lease lasts without being renewed, in seconds."""
+TAKEOVER_GRACE_S = 30.0
+"""Extra wait before a lease of a holder on another host is taken: the longest single BMC exchange."""
+
+
+class LeaseLost(LeaseHeld):
+    """This controller's epoch has passed; nothing more may be decided or sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Who decides, and until when (seconds since the epoch)."""
+
+    epoch: int
+    holder: str
+    until_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """The latest look at one thing."""
+
+    subject: str
+    key: str
+    at_s: float
+    data: Any
+
+
+class Journal:
+    """One connection pool to the journal. Every method that writes has made it durable when it returns."""
+
+    def __init__(self, url: str, before_write: Callable[[], None] | None = None, after_write: Callable[[], None] | None = None) -> None:
+        """Open (and create) the journal at `url`. The two hooks are called around every write; tests kill the process there.
+
+        Raises JournalBroken when the file cannot be opened, or is no journal of ours.
+        """
+        self._before, self._after = before_write, after_write
+        self._engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S} if url.startswith("sqlite") else {})
+        if url.startswith("sqlite"):
+            sa.event.listen(self._engine, "connect", _sqlite_durable)
+            sa.event.listen(self._engine, "begin", _sqlite_begin_immediate)
+        try:
+            _META.create_all(self._engine)
+        except sa.exc.DatabaseError as error:
+            raise JournalBroken(f"cannot open the journal {url}: {error.orig}", "restore it from a backup, or name another RACKRAY_HOME") from error
+
+    # ------------------------------------------------------------------ reading
+    def events(self, after_seq: int = 0, limit: int = 0) -> list[Event]:
+        """Events with a seq above `after_seq`, oldest first."""
+        query = sa.select(_EVENTS).where(_EVENTS.c.seq > after_seq).order_by(_EVENTS.c.seq)
+        with self._reading() as connection:
+            rows = connection.execute(query.limit(limit) if limit else query).all()
+        return [Event(row.kind, row.subject, json.loads(row.data), row.at_s, row.epoch, row.seq) for row in rows]
+
+    def load(self) -> ClusterState:
+        """The present state: the fold over all events, with the age of the latest observations."""
+        state = ClusterState()
+        for event in self.events():
+            state.apply(event)
+        return state
+
+    def observations(self, subject: str = "") -> list[Observation]:
+        """Latest observations, of one subject or of all."""
+        query = sa.select(_OBSERVATIONS)
+        with self._reading() as connection:
+            rows = connection.execute(query.where(_OBSERVATIONS.c.subject == subject) if subject else query).all()
+        return [Observation(row.subject, row.key, row.at_s, json.loads(row.data)) for row in rows]
+
+    def lease(self) -> Lease | None:
+        """The lease as it stands, or None if nobody ever took it."""
+        with self._reading() as connection:
+            row = connection.execute(sa.select(_LEASE).where(_LEASE.c.id == 1)).first()
+        return Lease(row.epoch, row.holder, row.until_s) if row else None
+
+    # ------------------------------------------------------------------ writing
+    def request(self, event: Event) -> Event:
+        """Append what somebody asks of the controller. Anyone may; it is on disk when this returns."""
+        with self._writing() as connection:
+            return self._append(connection, [replace(event, epoch=0)])[0]
+
+    def commit(self, events: Sequence[Event], epoch: int, now_s: float, renew: bool = True) -> list[Event]:
+        """Append decisions, all or none. Raises LeaseLost when `epoch` no longer decides; then nothing is written."""
+        with self._writing() as connection:
+            self._check(connection, epoch)
+            if renew:
+                connection.execute(sa.update(_LEASE).where(_LEASE.c.id == 1).values(until_s=now_s + LEASE_S))
+            return self._append(connection, [replace(event, epoch=epoch, at_s=event.at_s or now_s) for event in events])
+
+    def observe(self, observations: Iterable[Observation], epoch: int) -> None:
+        """Replace the latest observations. Raises LeaseLost like `commit`."""
+        rows = list(observations)
+        if not rows:
+            return
+        with self._writing() as connection:
+            self._check(connection, epoch)
+            for row in rows:
+                key = (_OBSERVATIONS.c.subject == row.subject) & (_OBSERVATIONS.c.key == row.key)
+                connection.execute(sa.delete(_OBSERVATIONS).where(key))
+                values = {"subject": row.subject, "key": row.key, "at_s": row.at_s, "data": json.dumps(row.data, sort_keys=True)}
+                connection.execute(sa.insert(_OBSERVATIONS).values(values))
+
+    # ------------------------------------------------------------------ the lease
+    def take_lease(self, holder: str, now_s: float) -> int:
+        """Become the one who decides; returns the new epoch. Raises LeaseHeld while somebody else does."""
+        with self._writing() as connection:
+            row = connection.execute(sa.select(_LEASE).where(_LEASE.c.id == 1)).first()
+            if row is not None and row.holder and not _is_free(Lease(row.epoch, row.holder, row.until_s), now_s):
+                raise LeaseHeld(
+                    f"{describe_holder(row.holder)} decides at the moment (epoch {row.epoch})",
+                    "your request is journaled and will be carried out there; `rackray status` shows the progress",
+                )
+            epoch = (row.epoch if row else 0) + 1
+            values = {"id": 1, "epoch": epoch, "holder": holder, "until_s": now_s + LEASE_S}
+            connection.execute(sa.delete(_LEASE))
+            connection.execute(sa.insert(_LEASE).values(values))
+            self._append(connection, [Event("controller.took", "cluster", {"holder": describe_holder(holder)}, now_s, epoch)])
+            return epoch
+
+    def renew(self, epoch: int, now_s: float) -> None:
+        """Keep the lease. Raises LeaseLost when `epoch` no longer decides."""
+        with self._writing() as connection:
+            self._check(connection, epoch)
+            connection.execute(sa.update(_LEASE).where(_LEASE.c.id == 1).values(until_s=now_s + LEASE_S))
+
+    def release(self, epoch: int) -> None:
+        """Give the lease back, so that the next controller need not wait; no effect if it has passed already."""
+        with self._writing() as connection:
+            mine = (_LEASE.c.id == 1) & (_LEASE.c.epoch == epoch)
+            connection.execute(sa.update(_LEASE).where(mine).values(holder="", until_s=0.0))
+
+    def holds(self, epoch: int, now_s: float) -> bool:
+        """Whether `epoch` is the one that decides and its lease has not run out: asked before each exchange."""
+        lease = self.lease()
+        return lease is not None and lease.epoch == epoch and bool(lease.holder) and lease.until_s > now_s
+
+    # ------------------------------------------------------------------ helpers
+    def _check(self, connection: sa.Connection, epoch: int) -> None:
+        row = connection.execute(sa.select(_LEASE.c.epoch, _LEASE.c.holder).where(_LEASE.c.id == 1)).first()
+        if row is None or row.epoch != epoch or not row.holder:
+            raise LeaseLost(f"epoch {epoch} has passed; epoch {row.epoch if row else 0} decides now")
+
+    def _append(self, connection: sa.Connection, events: Sequence[Event]) -> list[Event]:
+        written = []
+        for event in events:
+            values = {
+                "at_s": event.at_s,
+                "epoch": event.epoch,
+                "kind": event.kind,
+                "subject": event.subject,
+                "data": json.dumps(dict(event.data), sort_keys=True),
+            }
+            result = connection.execute(sa.insert(_EVENTS).values(values))
+            key = result.inserted_primary_key
+            if key is None:
+                raise JournalBroken("the database did not say under which number it stored an event")
+            written.append(replace(event, seq=int(key[0])))
+        return written
+
+    def _reading(self) -> "_Reading":
+        return _Reading(self._engine)
+
+    def _writing(self) -> "_Writing":
+        return _Writing(self._engine, self._before, self._after)
+
+
+class _Reading:
+    """A read transaction; foreign errors become ours."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._connection = engine.connect().execution_options(rackray_read=True)
+
+    def __enter__(self) -> sa.Connection:
+        return self._connection.__enter__()
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self._connection.__exit__(kind, error, trace)
+        _translate(error)
+
+
+class _Writing:
+    """A write transaction: all or nothing, durable when it ends without an error."""
+
+    def __init__(self, engine: sa.Engine, before: Callable[[], None] | None, after: Callable[[], None] | None) -> None:
+        self._before, self._after = before, after
+        self._context = engine.begin()
+
+    def __enter__(self) -> sa.Connection:
+        if self._before:
+            self._before()
+        try:
+            return self._context.__enter__()
+        except sa.exc.DatabaseError as error:
+            _translate(error)
+            raise
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        try:
+            self._context.__exit__(kind, error, trace)
+        except sa.exc.DatabaseError as broken:
+            _translate(broken)
+        _translate(error)
+        if error is None and self._after:
+            self._after()
+
+
+def _translate(error: BaseException | None) -> None:
+    if isinstance(error, sa.exc.DatabaseError):
+        raise JournalBroken(f"the journal refused a transaction: {error.orig}", "check the disk under RACKRAY_HOME, then start again") from error
+
+
+def _sqlite_durable(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "wal_autocheckpoint=2000"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _sqlite_begin_immediate(connection: sa.Connection) -> None:
+    # A plain BEGIN would let two writers read the same lease before either writes it.
+    reading = connection.get_execution_options().get("rackray_read", False)
+    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+
+
+def journal_url(home: Path) -> str:
+    """The journal of `home`; RACKRAY_DATABASE_URL overrides it. The folder is made with mode 0700."""
+    named = os.environ.get("RACKRAY_DATABASE_URL")
+    if named:
+        return named
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return f"sqlite:///{home.resolve()}/state.db"
+
+
+def this_process() -> str:
+    """Who would hold the lease: host, pid, and the pid's start time, so that a reused pid is not mistaken for it."""
+    return f"{socket.gethostname()}:{os.getpid()}:{own_start_ticks()}:{uuid.uuid4().hex[:8]}"
+
+
+def describe_holder(holder: str) -> str:
+    """The holder for people."""
+    host, pid, *_ = [*holder.split(":"), "?"]
+    return f"process {pid} on {host}"
+
+
+def _is_free(lease: Lease, now_s: float) -> bool:
+    """A lease is free when its holder ended on this host, or when it ran out long enough ago for its last exchange to be over."""
+    host, pid, ticks, *_ = [*lease.holder.split(":"), "0", "0"]
+    if host == socket.gethostname():
+        return not alive(int(pid), int(ticks)) or now_s > lease.until_s + TAKEOVER_GRACE_S
+    return now_s > lease.until_s + TAKEOVER_GRACE_S

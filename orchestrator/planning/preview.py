@@ -1,0 +1,110 @@
+"""`rackray plan`: the controller's own decisions, played against a world in which every step succeeds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from orchestrator.domain.node import SETTLED, Fact, NodeRecord, NodeState
+from orchestrator.domain.operation import Action
+from orchestrator.domain.plan import Hold, Move, Settle, Step
+from orchestrator.planning.next_step import next_step
+from orchestrator.planning.rollout import to_bring_up, waves
+from orchestrator.planning.site import Site
+
+LIMIT = 200
+"""More decisions than this for one node would be a circle in the lifecycle."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStep:
+    """One step of the plan, with the wave it belongs to (1 is the canary)."""
+
+    step: Step
+    wave: int
+
+
+def preview(site: Site, nodes: Mapping[str, NodeRecord], seen: Mapping[str, Mapping[Action, Mapping[str, Any]]]) -> list[PlannedStep]:
+    """Every step `apply` would take, wave by wave.
+
+    `nodes` are the journal's records (empty for a new cluster); `seen` holds what plan itself has just observed, read-only,
+    per node: with it the plan of a half-made cluster is honest (a node that is on is not powered on again).
+    """
+    order = to_bring_up(site, nodes)
+    planned: list[PlannedStep] = []
+    for number, wave in enumerate(waves(order, site.spec.rollout), start=1):
+        for name in wave:
+            record = nodes.get(name) or NodeRecord(name)
+            planned += [PlannedStep(step, number) for step in _walk(record, site, seen.get(name, {}))]
+    return planned
+
+
+def _walk(record: NodeRecord, site: Site, seen: Mapping[Action, Mapping[str, Any]]) -> list[Step]:
+    steps: list[Step] = []
+    now_s = record.since_s + 1.0
+    world = dict(seen)
+    record = replace(record, open=None, failures=0, silences=0, failed_at_s=float("-inf"), since_s=now_s)
+    for _ in range(LIMIT):
+        now_s += 1.0
+        decision = next_step(record, site, now_s)
+        match decision:
+            case Step():
+                steps.append(decision)
+                facts = {**decision.args, **_success(decision, site, world)}
+                record = replace(record, facts={**record.facts, decision.action: Fact(now_s, facts)})
+            case Move():
+                record = replace(record, state=decision.to, since_s=now_s)
+                if decision.to in SETTLED or decision.to is NodeState.QUARANTINED:
+                    return steps
+            case Settle():
+                record = replace(record, lost=None)
+            case Hold():
+                now_s = max(now_s, decision.until_s)
+            case _:
+                return steps
+    raise AssertionError(f"{record.name}: {LIMIT} decisions without an end; the lifecycle runs in a circle at {record.state}")
+
+
+def _success(step: Step, site: Site, world: dict[Action, Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The facts `step` yields when all goes well; looks answer with what was really seen, as long as nothing changed it."""
+    if step.action in world and step.action not in (Action.BMC_POWER, Action.BMC_UPDATE):
+        return world[step.action]
+    name, node = step.node, site.nodes[step.node]
+    after = _after(step, site, world)
+    world.update(after)
+    baseline = site.baseline(name)
+    gpu = {"ok": True}
+    answers: Mapping[Action, Mapping[str, Any]] = {
+        Action.BMC_IDENTIFY: {"serial": node.serial, "model": site.sku(name).model, "power": "Off", "account": "factory"},
+        Action.BMC_OBSERVE: {"power": "Off", "boot_override_enabled": "Disabled", "boot_override_target": "None"},
+        Action.BMC_CREDENTIAL: {"account": "ours", "changed": True, "certificate_sha256": ""},
+        Action.IMAGE_REPORT: {"installed": False, "image": "", "digest": "", "wanted_digest": "wanted", "ssh_host_key": ""},
+        Action.SSH_IDENTIFY: {"serial": node.serial, "image_digest": "wanted", "kernel": ""},
+        Action.PLAYBOOK: {"ok": 0, "changed": 0, "skipped": []},
+        Action.BMC_FIRMWARE: {"components": [{"id": key, "version": part.approved[0]} for key, part in baseline.items()]},
+        Action.BMC_TASKS: {"tasks": []},
+        Action.BMC_UPDATE: {"task": "the update's task"},
+        Action.BMC_TASK: {"state": "Completed"},
+        Action.NODE_PROBE: {"healthy": gpu},
+        Action.NODE_COMPUTE: {"repeatable": True, "device": "", "gflops": 0.0},
+        Action.CELL_OBSERVE: {"alive": True},
+    }
+    return answers.get(step.action, {})
+
+
+def _after(step: Step, site: Site, world: Mapping[Action, Mapping[str, Any]]) -> dict[Action, Mapping[str, Any]]:
+    """What later looks will see because of this step."""
+    if step.action is Action.BMC_POWER and step.args["reset"] == "On":
+        return {Action.BMC_OBSERVE: {"power": "On", "boot_override_enabled": "Disabled", "boot_override_target": "None"}}
+    if step.action is Action.BMC_POWER:
+        digest = (world.get(Action.IMAGE_REPORT) or {}).get("wanted_digest", "wanted")
+        return {
+            Action.IMAGE_REPORT: {"installed": True, "image": "", "digest": digest, "wanted_digest": digest, "ssh_host_key": "-"},
+        }
+    if step.action is Action.BMC_UPDATE:
+        parts = (world.get(Action.BMC_FIRMWARE) or {}).get("components", [])
+        return {
+            Action.BMC_FIRMWARE: {
+                "components": [{**part, "version": step.args["version"]} if part["id"] == step.args["component"] else part for part in parts]
+            }
+        }
+    return {}

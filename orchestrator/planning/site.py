@@ -1,0 +1,55 @@
+"""The applied spec, indexed for planning: one lookup per question, made once per spec."""
+
+from dataclasses import dataclass
+
+from orchestrator.domain.node import NodeRecord
+from orchestrator.domain.operation import Target
+from orchestrator.domain.spec import ClusterSpec, FirmwareComponent, Node, Rack, Sku
+
+
+@dataclass(frozen=True)
+class Site:
+    """Read-only view of one `ClusterSpec`."""
+
+    spec: ClusterSpec
+    nodes: dict[str, Node]
+
+    @staticmethod
+    def of(spec: ClusterSpec) -> "Site":
+        """Index `spec`."""
+        return Site(spec, {node.name: node for node in spec.nodes})
+
+    def sku(self, name: str) -> Sku:
+        """SKU of the node called `name`."""
+        return self.spec.skus[self.nodes[name].sku]
+
+    def rack(self, name: str) -> Rack:
+        """Rack of the node called `name`."""
+        return self.spec.racks[self.nodes[name].rack]
+
+    def baseline(self, name: str) -> dict[str, FirmwareComponent]:
+        """Firmware baseline of the node called `name`; empty if its SKU has none."""
+        return self.spec.firmware.get(self.nodes[name].sku, {})
+
+    def labels(self, name: str) -> dict[str, str]:
+        """Labels the node carries in its cell."""
+        node, rack = self.nodes[name], self.rack(name)
+        return {"node": name, "rack": node.rack, "leaf": rack.leaf, "feed": rack.feed}
+
+    def target(self, record: NodeRecord) -> Target:
+        """Where the node is, and who it must be according to the spec and the pins so far."""
+        node, access = self.nodes[record.name], self.spec.access
+        return Target(
+            bmc_host=node.bmc,
+            bmc_port=access.bmc_port,
+            bmc_user=access.bmc_user,
+            bmc_certificate_sha256=record.pins.get("bmc_certificate_sha256", ""),
+            bmc_insecure=node.insecure_bmc,
+            ssh_host=node.address,
+            ssh_port=access.ssh_port,
+            ssh_user=access.ssh_user,
+            ssh_host_key=record.pins.get("ssh_host_key", ""),
+            serial=node.serial,
+            python=self.spec.runtime.python,
+            image_url=self.spec.services.image.url,
+        )
