@@ -1,0 +1,177 @@
+"""Checkpoints that are whole or do not count: drafted, hashed, manifested, renamed; and the choice of one to resume.
+
+step-000120.draft/  while it is written     →  step-000120/  complete     →  step-000120.delete/  on its way out
+    deepspeed/…                 DeepSpeed's files: weights, optimizer state
+    random-state-00000.pt …     one per rank
+    manifest.json               last
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from model.contract import RunSpec
+from model.engine import Engine, from_every_rank, from_rank_zero, random_state_name
+from model.manifest import (
+    CheckpointChoice,
+    FileRecord,
+    Manifest,
+    SkippedCheckpoint,
+    damaged_checkpoints,
+    describe_file,
+    files_in,
+    newest_complete,
+    step_folder_name,
+    step_folders,
+    sync_directory,
+    sync_file,
+    write_manifest,
+)
+
+
+class CheckpointError(Exception):
+    """A checkpoint cannot be written or continued; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resumption:
+    """What a resumed run starts from."""
+
+    choice: CheckpointChoice | None
+    """None: no complete checkpoint, so from the beginning."""
+    skipped: tuple[SkippedCheckpoint, ...]
+    """Damaged checkpoints newer than the chosen one."""
+
+    @property
+    def step(self) -> int:
+        return self.choice.manifest.step if self.choice else 0
+
+    def steps_lost(self, furthest_step: int) -> int:
+        """Steps that an earlier attempt had done and that are done again."""
+        return max([furthest_step, *(skipped.step for skipped in self.skipped)]) - self.step
+
+
+class Checkpoints:
+    """The run's checkpoint directory, as one rank sees it.  `save` and `find` are collective."""
+
+    def __init__(self, spec: RunSpec, rank: int, world_size: int) -> None:
+        self._spec, self._rank, self._world_size = spec, rank, world_size
+        self._directory = Path(spec.checkpoint.directory)
+
+    def find(self) -> Resumption:
+        """The newest complete checkpoint, the same on every rank: rank 0 verifies and the others follow.
+
+        Raises CheckpointError, on every rank, where it belongs to another layout or model, or where the run is a
+        fresh one and the directory is not.
+        """
+        found: Resumption | str = ""
+        if self._rank == 0:
+            try:
+                found = self._find_here()
+            except (CheckpointError, OSError) as error:
+                found = str(error) or type(error).__name__
+        found = from_rank_zero(found)
+        if isinstance(found, str):
+            raise CheckpointError(found)
+        return found
+
+    def save(self, engine: Engine, step: int) -> Manifest:
+        """Writes the checkpoint of `step`, publishes it and deletes the ones beyond `checkpoint.keep`.
+
+        Raises CheckpointError, on every rank, where the ranks do not see each other's files.
+        """
+        draft = self._directory / f"{step_folder_name(step)}.draft"
+        if self._rank == 0:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            self._clear_leftovers()
+            draft.mkdir()
+        from_rank_zero(None)
+        draft.mkdir(parents=True, exist_ok=True)  # on a directory that is not shared; `_records` then says so
+        engine.save(draft, step)
+        manifest = self._manifest(step, self._records(draft))
+        if self._rank == 0:
+            write_manifest(draft, manifest)
+            self._publish(draft, step)
+            self._prune()
+        from_rank_zero(None)
+        return manifest
+
+    def _find_here(self) -> Resumption:
+        if not self._spec.resume:
+            folders = step_folders(self._directory)
+            if folders:
+                raise CheckpointError(
+                    f"{self._directory} already holds {folders[0][1].name} and this run starts from the beginning; "
+                    "set resume to true, or choose another checkpoint.directory"
+                )
+            return Resumption(None, ())
+        choice = newest_complete(self._directory)
+        if choice is None:
+            return Resumption(None, damaged_checkpoints(self._directory))
+        wanted = self._manifest(0, ())
+        for name in ("layout", "world_size", "model", "precision"):
+            there, here = getattr(choice.manifest, name), getattr(wanted, name)
+            if there != here:
+                raise CheckpointError(
+                    f"{choice.folder} was written with {name} {there}, this run has {here}; "
+                    f"continue it with the same {name}, or start in another checkpoint.directory"
+                )
+        return Resumption(choice, choice.skipped)
+
+    def _records(self, draft: Path) -> tuple[FileRecord, ...]:
+        """Size and hash of every file, on disk for good; each rank does its share of them."""
+        names: list[str] = from_rank_zero(files_in(draft))
+        records: list[FileRecord] | str = []
+        try:
+            for name in names[self._rank :: self._world_size]:
+                sync_file(draft / name)
+                records.append(describe_file(draft, name))  # type: ignore[union-attr]
+        except OSError as error:
+            # Told to every rank: one that only raised here would leave the others waiting.
+            records = str(error)
+        missing = [r for r in range(self._world_size) if random_state_name(r) not in names]
+        shares = from_every_rank(records)
+        faults = [f"rank {rank}: {share}" for rank, share in enumerate(shares) if isinstance(share, str)]
+        faults += [f"rank 0 does not see the files of rank {rank}" for rank in missing]
+        if faults:
+            raise CheckpointError(
+                f"{draft} is not the same directory on every rank ({'; '.join(faults)}); "
+                "put checkpoint.directory on storage that all ranks share"
+            )
+        return tuple(sorted((record for share in shares for record in share), key=lambda record: record.path))
+
+    def _manifest(self, step: int, files: tuple[FileRecord, ...]) -> Manifest:
+        return Manifest(
+            run_id=self._spec.run_id,
+            step=step,
+            world_size=self._world_size,
+            layout=asdict(self._spec.layout),
+            model=asdict(self._spec.model),
+            precision=self._spec.precision,
+            files=files,
+        )
+
+    def _publish(self, draft: Path, step: int) -> None:
+        folder = self._directory / step_folder_name(step)
+        if folder.exists():
+            # A damaged one that an earlier attempt left and this one has now done again.
+            self._delete(folder)
+        draft.rename(folder)
+        sync_directory(self._directory)
+
+    def _prune(self) -> None:
+        for _, folder in step_folders(self._directory)[self._spec.checkpoint.keep :]:
+            self._delete(folder)
+
+    def _delete(self, folder: Path) -> None:
+        # Renamed first, so that a half-deleted checkpoint is never taken for a damaged one.
+        going = folder.with_name(f"{folder.name}.delete")
+        folder.rename(going)
+        shutil.rmtree(going)
+
+    def _clear_leftovers(self) -> None:
+        for pattern in ("step-*.draft", "step-*.delete"):
+            for folder in self._directory.glob(pattern):
+                shutil.rmtree(folder)

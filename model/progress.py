@@ -1,0 +1,116 @@
+"""What a rank writes while it trains: progress lines, events and a heartbeat.  Standard library only.
+
+Rank 0's file tells the run's story; the other ranks write their own step times, so that a slow one can be found.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from model.contract import EventLine, Heartbeat, ProgressLine, RunSpec, read_progress
+
+_INTERVALS_FOR_TIME_LEFT = 50
+
+
+class Reporter:
+    """One rank's progress file and heartbeat."""
+
+    def __init__(self, spec: RunSpec, rank: int) -> None:
+        self._spec, self._rank = spec, rank
+        Path(spec.output_directory).mkdir(parents=True, exist_ok=True)
+        self._heartbeat = spec.heartbeat_path(rank)
+        self._file = _open_at_line_start(spec.progress_path(rank))
+        self._flops_per_token = 3 * spec.model.shape().forward_flops_per_token(spec.batch.sequence_tokens)
+        self._step = 0
+        self._last_report_s: float | None = None
+        self._intervals_s: deque[float] = deque(maxlen=_INTERVALS_FOR_TIME_LEFT)
+        self._last_cpu_s = time.process_time()
+
+    def beat(self, phase: str, step: int | None = None) -> None:
+        """Replaces the heartbeat; `step` is the number of steps completed, the last one told if None."""
+        self._step = self._step if step is None else step
+        heartbeat = Heartbeat(
+            rank=self._rank,
+            pid=os.getpid(),
+            step=self._step,
+            phase=phase,
+            monotonic_s=time.monotonic(),
+            at=time.time(),
+        )
+        draft = self._heartbeat.with_name(f"{self._heartbeat.name}.draft")
+        draft.write_text(heartbeat.to_json() + "\n", encoding="utf-8")
+        draft.replace(self._heartbeat)
+
+    def event(self, event: str, **detail: Any) -> None:
+        """Writes an event at the current step; from rank 0 only, the others stay silent."""
+        if self._rank == 0:
+            self._write(EventLine(event=event, step=self._step, at=time.time(), detail=detail).to_json())
+
+    def step(
+        self,
+        step: int,
+        *,
+        loss: float,
+        grad_norm: float,
+        step_s: float,
+        memory_bytes: int,
+        heldout_loss: float | None,
+    ) -> None:
+        """Writes the line of a completed step (rank 0), or this rank's own times for it (other ranks)."""
+        self._step = step
+        now_s, cpu_s = time.monotonic(), time.process_time()
+        # From line to line, so that evaluations and checkpoints count; the first has only its own step to go by.
+        self._intervals_s.append(step_s if self._last_report_s is None else now_s - self._last_report_s)
+        self._last_report_s = now_s
+        if self._rank == 0:
+            tokens_per_s = self._spec.tokens_per_step / step_s
+            line = ProgressLine(
+                step=step,
+                loss=loss,
+                lr=self._spec.optimizer.lr_at(step, self._spec.steps),
+                grad_norm=grad_norm,
+                step_s=step_s,
+                tokens_per_s=tokens_per_s,
+                tflops_per_s=tokens_per_s * self._flops_per_token / 1e12,
+                time_left_s=(self._spec.steps - step) * sum(self._intervals_s) / len(self._intervals_s),
+                memory_bytes=memory_bytes,
+                at=time.time(),
+                heldout_loss=heldout_loss,
+            )
+            self._write(line.to_json())
+        else:
+            times = {"rank": self._rank, "step": step, "step_s": step_s, "cpu_s": cpu_s - self._last_cpu_s}
+            self._write(json.dumps({**times, "memory_bytes": memory_bytes, "at": time.time()}))
+        self._last_cpu_s = cpu_s
+
+    def close(self) -> None:
+        self.beat("ended")
+        self._file.close()
+
+    def _write(self, line: str) -> None:
+        self._file.write(line + "\n")
+        self._file.flush()
+
+
+def furthest_step(spec: RunSpec) -> int:
+    """The highest step an earlier attempt of the run completed, by rank 0's progress file; 0 if there is none."""
+    path = spec.progress_path(0)
+    if not path.is_file():
+        return 0
+    lines = read_progress(path.read_text(encoding="utf-8", errors="replace"))
+    return max((line.step for line in lines if isinstance(line, ProgressLine)), default=0)
+
+
+def _open_at_line_start(path: Path) -> Any:
+    """Opens for appending; a line that an earlier process died in is ended first, or ours would be part of it."""
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+    return path.open("a", encoding="utf-8")

@@ -1,0 +1,229 @@
+"""Trains one run, as one rank: `python -m model.train RUN.json`, under torchrun or with the rank environment by hand.
+
+    torchrun --nproc-per-node 2 -m model.train RUN.json
+
+Exit codes are in `model.contract.ExitCode`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import signal
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from model.contract import ContractError, ExitCode, RunSpec
+from model.progress import Reporter, furthest_step
+from model.ranks import RankEnvironment
+
+if TYPE_CHECKING:
+    from model.checkpoint import Checkpoints, Resumption
+    from model.data import Batches, Corpus
+    from model.engine import Engine
+
+COLLECTIVE_TIMEOUT_S = 1800.0
+"""How long a rank waits for the others before it gives up; hangs are found sooner, by the heartbeats."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns the process's exit code."""
+    parser = argparse.ArgumentParser(prog="python -m model.train", description="Train one run, as one rank of it.")
+    parser.add_argument("run", type=Path, metavar="RUN.json", help="the run; its fields are in model/contract.py")
+    path: Path = parser.parse_args(arguments).run
+    stop = StopRequest()
+    signal.signal(signal.SIGTERM, stop.raise_flag)
+    try:
+        spec = RunSpec.from_json(path.read_text(encoding="utf-8"))
+        ranks = RankEnvironment.from_environment(os.environ)
+        spec.check_world(ranks.world_size)
+    except (ContractError, OSError, UnicodeDecodeError) as error:
+        for problem in error.problems if isinstance(error, ContractError) else (str(error),):
+            print(f"{path}: {problem}", file=sys.stderr)
+        return ExitCode.BAD_RUN
+    os.environ.update(ranks.as_environment())
+    report = Reporter(spec, ranks.rank)
+    report.beat("starting", 0)
+    try:
+        return _run(spec, ranks, report, stop)
+    finally:
+        report.close()
+
+
+class StopRequest:
+    """SIGTERM only raises this flag; the loop sees it between two steps."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def raise_flag(self, signal_number: int, frame: FrameType | None) -> None:
+        self.requested = True
+
+
+def _run(spec: RunSpec, ranks: RankEnvironment, report: Reporter, stop: StopRequest) -> ExitCode:
+    """Everything from the data to the end, with the errors an operator can act on told apart."""
+    # numpy, torch and deepspeed take seconds to import, which a bad RUN.json should not cost.
+    from model.data import DataError, prepare_corpus
+
+    try:
+        if ranks.rank == 0:
+            report.beat("data")
+            prepare_corpus(spec)
+        from model.checkpoint import CheckpointError, Checkpoints
+        from model.engine import PeerLost, as_peer_lost, build_engine, join_ranks, leave_ranks
+    except DataError as error:
+        return _fail(ranks, error, ExitCode.BAD_DATA)
+
+    try:
+        with as_peer_lost():
+            join_ranks(COLLECTIVE_TIMEOUT_S)
+            report.beat("data")
+            corpus = _same_corpus(spec)
+            checkpoints = Checkpoints(spec, ranks.rank, ranks.world_size)
+            resumption = checkpoints.find()
+            report.beat("engine")
+            engine = build_engine(spec)
+            outcome = train(spec, engine, corpus, checkpoints, resumption, report, stop)
+            engine.close()
+            leave_ranks()
+            return outcome
+    except DataError as error:
+        return _fail(ranks, error, ExitCode.BAD_DATA)
+    except CheckpointError as error:
+        return _fail(ranks, error, ExitCode.BAD_CHECKPOINT)
+    except PeerLost as error:
+        return _fail(ranks, error, ExitCode.PEER_LOST)
+
+
+def train(
+    spec: RunSpec,
+    engine: Engine,
+    corpus: Corpus,
+    checkpoints: Checkpoints,
+    resumption: Resumption,
+    report: Reporter,
+    stop: StopRequest,
+) -> ExitCode:
+    """The loop.  Collective; every rank returns the same."""
+    from model.data import Batches
+    from model.engine import any_rank
+
+    batches = Batches(corpus, spec, engine.replica)
+    _start(spec, engine, corpus, resumption, report)
+    heldout: float | None = None
+    for step in range(resumption.step + 1, spec.steps + 1):
+        begun_s = time.monotonic()
+        result = engine.train_step(step, batches.of_step(step))
+        step_s = time.monotonic() - begun_s
+        report.beat("step", step)
+        if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
+            report.event("nan", loss=str(result.loss), grad_norm=str(result.grad_norm))
+            return ExitCode.NOT_A_NUMBER
+
+        last = step == spec.steps
+        heldout = _evaluate(engine, batches, corpus, report) if last or _due(step, spec.evaluate_every_steps) else None
+        report.step(
+            step,
+            loss=result.loss,
+            grad_norm=result.grad_norm,
+            step_s=step_s,
+            memory_bytes=engine.memory_bytes(),
+            heldout_loss=heldout,
+        )
+        # Asked of all: a signal reaches the ranks at different steps, and all must leave after the same one.
+        stopping = any_rank(stop.requested)
+        if stopping or last or _due(step, spec.checkpoint.every_steps):
+            _save(engine, checkpoints, step, report)
+        if stopping and not last:
+            report.event("stopped", because="SIGTERM", steps_left=spec.steps - step)
+            return ExitCode.DONE
+    report.event("finished", heldout_loss=heldout, **_yardsticks(corpus))
+    return ExitCode.DONE
+
+
+def _start(spec: RunSpec, engine: Engine, corpus: Corpus, resumption: Resumption, report: Reporter) -> None:
+    """Loads the checkpoint, if there is one, and tells what this attempt begins with."""
+    furthest = furthest_step(spec)
+    if resumption.choice is not None:
+        report.beat("resume", resumption.step)
+        engine.load(resumption.choice.folder)
+    report.event(
+        "started",
+        run_id=spec.run_id,
+        from_step=resumption.step,
+        steps=spec.steps,
+        resumed_from=resumption.choice.folder.name if resumption.choice else None,
+        steps_lost=resumption.steps_lost(furthest) if spec.resume else 0,
+        skipped_checkpoints=[asdict(skipped) for skipped in resumption.skipped],
+        parameters=spec.model.shape().parameters().total,
+        layout=asdict(spec.layout),
+        precision=spec.precision,
+        train_tokens=corpus.facts.train_tokens,
+        heldout_tokens=corpus.facts.heldout_tokens,
+        **_yardsticks(corpus),
+    )
+
+
+def _evaluate(engine: Engine, batches: Batches, corpus: Corpus, report: Reporter) -> float:
+    report.beat("evaluate")
+    loss = engine.evaluate(batches.heldout())
+    report.event("heldout", heldout_loss=loss if math.isfinite(loss) else str(loss), **_yardsticks(corpus))
+    return loss
+
+
+def _save(engine: Engine, checkpoints: Checkpoints, step: int, report: Reporter) -> None:
+    report.beat("checkpoint")
+    begun_s = time.monotonic()
+    manifest = checkpoints.save(engine, step)
+    report.event("checkpoint", size_bytes=manifest.size_bytes, save_s=time.monotonic() - begun_s)
+
+
+def _yardsticks(corpus: Corpus) -> dict[str, float]:
+    """What knowing the frequencies of tokens and nothing else would reach, in nat/token."""
+    facts = corpus.facts
+    return {"unigram_entropy_nats": facts.unigram_entropy_nats, "unigram_heldout_nats": facts.unigram_heldout_nats}
+
+
+def _same_corpus(spec: RunSpec) -> Corpus:
+    """The prepared corpus, after every rank has found the same one.
+
+    Rank 0 has made it before it met the others; a rank that does not see rank 0's disk makes its own here.
+    """
+    from model.data import DataError, prepare_corpus
+    from model.engine import from_every_rank
+
+    found: Corpus | DataError
+    try:
+        found = prepare_corpus(spec)
+        words = found.facts.digest
+    except DataError as error:
+        found = error
+        words = str(error)
+    seen = from_every_rank(words)
+    if isinstance(found, DataError):
+        raise found
+    for rank, digest in enumerate(seen):
+        if digest != seen[0]:
+            raise DataError(
+                f"rank {rank} has another corpus than rank 0 ({digest:.80} instead of {seen[0]:.80}); "
+                "use the same Python on every node, or a data.directory that all ranks share"
+            )
+    return found
+
+
+def _due(step: int, every_steps: int) -> bool:
+    return every_steps > 0 and step % every_steps == 0
+
+
+def _fail(ranks: RankEnvironment, error: Exception, code: ExitCode) -> ExitCode:
+    print(f"rank {ranks.rank}: {error}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
