@@ -1,0 +1,11 @@
+"""What can go wrong with the lab itself (never with a simulated machine: that is what the lab is for)."""
+
+from orchestrator.domain.errors import RackrayError
+
+
+class LabError(RackrayError):
+    """The lab cannot do what was asked."""
+
+
+class NamespacesRefused(LabError):
+    """This system does not let us make the namespaces a lab node consists of; there is no second, weaker lab."""

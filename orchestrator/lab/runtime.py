@@ -1,0 +1,57 @@
+"""What every lab node sees of this machine: the Python environment that runs the lab, the project, and nothing secret.
+
+Shown read-only at the same paths, because scripts of a virtual environment name their interpreter by absolute path, and
+once more at TRAINING_RUNTIME, the path a cluster spec names.
+"""
+
+import sys
+import sysconfig
+from pathlib import Path
+
+import orchestrator
+from orchestrator.lab.errors import LabError
+from orchestrator.lab.namespaces import Share
+
+TRAINING_RUNTIME = "/opt/rackray/venv"
+
+
+def project_root() -> Path:
+    """The folder that holds the packages `orchestrator` and `model`."""
+    locations = list(orchestrator.__path__)
+    return Path(locations[0]).parent
+
+
+def runtime_shares() -> tuple[Share, ...]:
+    """The environment, its base interpreter and the project, read-only.
+
+    Raises: LabError outside a virtual environment: the nodes could not be given the libraries without the system's own.
+    """
+    if sys.prefix == sys.base_prefix:
+        raise LabError(
+            f"the lab runs in the system's own Python ({sys.prefix}); its nodes need a virtual environment",
+            hint="use the .venv that `make` creates",
+        )
+    shares = [Share(str(Path(sys.prefix).resolve()), TRAINING_RUNTIME)]
+    for path in (project_root(), Path(sys.prefix), *_interpreter_paths(Path(sys.base_prefix))):
+        # Also where a symlink leads: links inside the environment may name either path.
+        shares += [Share(str(path.resolve()), target) for target in sorted({str(path), str(path.resolve())})]
+    return tuple(shares)
+
+
+def hidden_directories(shares: tuple[Share, ...], home: Path) -> tuple[str, ...]:
+    """Where the shares would show RACKRAY_HOME with its secrets and the disks of all nodes (the default is ./.rackray)."""
+    resolved = home.resolve()
+    return tuple(
+        str(Path(share.target) / resolved.relative_to(share.source)) for share in shares if resolved.is_relative_to(share.source)
+    )
+
+
+def _interpreter_paths(base: Path) -> tuple[Path, ...]:
+    """What must be bound for the base interpreter to run; nothing where it lies in /usr, which every node has."""
+    if base == Path("/usr"):
+        return ()
+    if base == Path("/usr/local"):
+        # The node's /usr/local is its own; only the interpreter's parts are shown in it.
+        version = sysconfig.get_python_version()
+        return (base / f"bin/python{version}", base / f"lib/python{version}")
+    return (base,)
