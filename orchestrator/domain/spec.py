@@ -4,12 +4,25 @@ Every field carries its unit in its name and its explanation under it. Unknown k
 fields together (a node in an unknown rack, a rack over its power) is checked in `planning/validation.py`.
 """
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9._-]{0,62}$")]
-Address = Annotated[str, Field(description="IPv4 or IPv6 address in its canonical form")]
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """Says in words what the pattern beside it in an annotation demands; errors show it instead of the pattern."""
+
+    text: str
+
+
+Name = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z][A-Za-z0-9._-]{0,62}$"),
+    Form("a letter, then at most 62 letters, digits, points, hyphens or underscores"),
+]
+Address = Annotated[str, Form("an IPv4 or IPv6 address in its canonical form, such as 10.1.2.3 or fd00::1")]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Watts = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
 

@@ -1,0 +1,285 @@
+"""What pydantic finds wrong with a file's values, in an operator's words, at the place in the file.
+
+Also `salvage`: a model made of whatever is right, so that a file with a typo is still checked for everything else.
+"""
+
+import difflib
+import re
+import types
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from orchestrator.domain.errors import Problem
+from orchestrator.domain.spec import Form
+from orchestrator.drivers.yaml_tree import Marks, Path
+
+M = TypeVar("M", bound=BaseModel)
+
+_SECRET = re.compile(r"passw|secret|token|private_?key|credential|passphrase", re.IGNORECASE)
+_USER_INFO = re.compile(r"//[^/@\s]*@")
+"""User and password inside a URL: an error must not repeat them."""
+_UNITS = {"w": "W", "kw": "kW", "s": "s", "c": "°C", "gib": "GiB", "gb": "GB"}
+_BOUNDS = {
+    "greater_than": ("gt", "more than"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "less than"),
+    "less_than_equal": ("le", "at most"),
+}
+_WANTED = {
+    "string_type": "text",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "dict_type": "a mapping (`name: value` lines)",
+    "model_type": "a mapping (`key: value` lines)",
+    "model_attributes_type": "a mapping (`key: value` lines)",
+    "tuple_type": "a list (`- item` lines or [a, b])",
+    "list_type": "a list (`- item` lines or [a, b])",
+    "none_required": "left out",
+}
+
+
+def model_problems(error: ValidationError, model: type[BaseModel], marks: Marks, broken: set[Path]) -> list[Problem]:
+    """One problem per finding of pydantic. Adds the paths of wrong values to `broken`; stays silent about paths already there."""
+    known = frozenset(broken)
+    problems: list[Problem] = []
+    for details in error.errors(include_url=False):
+        path, at_key = _place_of(details)
+        if any(path[: len(bad)] == bad for bad in known) or _is_echo(details):
+            continue
+        if details["type"] != "extra_forbidden" and not at_key:
+            broken.add(path)
+        message, hint = _sentence(details, path, model, marks)
+        at_key = at_key or details["type"] in ("extra_forbidden", "missing")
+        problems.append(marks.problem_at(path, message, hint, at_key=at_key))
+    return problems
+
+
+def salvage(model: type[M], data: Any, broken: set[Path], path: Path = ()) -> M:
+    """`data` as a `model`, unchecked, with a harmless value of the right type at every path in `broken` and every missing one."""
+    values: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        at = (*path, name)
+        if isinstance(data, Mapping) and name in data and at not in broken:
+            values[name] = _convert(field.annotation, data[name], broken, at)
+        elif not field.is_required():
+            values[name] = field.get_default(call_default_factory=True, validated_data={})
+        else:
+            values[name] = _harmless(field.annotation)
+    return model.model_construct(**values)
+
+
+def _convert(annotation: Any, data: Any, broken: set[Path], path: Path) -> Any:
+    if path in broken or data is None:
+        return _harmless(annotation)
+    kind, arguments = _unwrap(annotation)[0], get_args(_unwrap(annotation)[0])
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return salvage(kind, data, broken, path)
+    origin = get_origin(kind)
+    if origin is dict and isinstance(data, dict):
+        return {key: _convert(arguments[1], value, broken, (*path, key)) for key, value in data.items()}
+    if origin in (tuple, list) and isinstance(data, list):
+        return origin(_convert(arguments[0], value, broken, (*path, index)) for index, value in enumerate(data))
+    return data
+
+
+def _harmless(annotation: Any) -> Any:
+    kind = _unwrap(annotation)[0]
+    if _is_optional(annotation):
+        return None
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return salvage(kind, {}, set())
+    if get_origin(kind) is Literal:
+        return get_args(kind)[0]
+    simple: dict[Any, Any] = {str: "", int: 1, float: 1.0, bool: False, dict: {}, tuple: (), list: []}
+    return simple.get(get_origin(kind) or kind)
+
+
+def _place_of(details: ErrorDetails) -> tuple[Path, bool]:
+    """The path of a finding, and whether it is about the key itself."""
+    path = tuple(details["loc"])
+    return (path[:-1], True) if path and path[-1] == "[key]" else (path, False)
+
+
+def _is_echo(details: ErrorDetails) -> bool:
+    """pydantic counts only valid items: a list whose items are wrong is called too short as well."""
+    return details["type"] == "too_short" and len(details["input"]) >= details.get("ctx", {}).get("min_length", 0)
+
+
+def _sentence(details: ErrorDetails, path: Path, model: type[BaseModel], marks: Marks) -> tuple[str, str]:
+    """What is wrong, how much, and the way out."""
+    kind, given, context = details["type"], details["input"], details.get("ctx", {})
+    label, field = _label(path, marks), _field_at(model, path)
+    about = f"{path[-1]}: {field.description}" if field is not None and field.description else ""
+    if kind == "missing":
+        return f"`{path[-1]}` is missing in {_label(path[:-1], marks) or 'the file'}", f"add `{path[-1]}: ...`" + (
+            f" ({about})" if about else ""
+        )
+    if kind == "extra_forbidden":
+        return _unknown_key(path, model, marks)
+    if kind in _WANTED:
+        return _wrong_type(kind, label, given, marks.find(path), about)
+    if kind in _BOUNDS:
+        key, words = _BOUNDS[kind]
+        unit = _unit_of(path)
+        return f"{label} is {given}{unit}; it must be {words} {context[key]:g}{unit}", about
+    if kind == "string_pattern_mismatch":
+        form = next(
+            (item.text for item in _metadata_at(model, path, details) if isinstance(item, Form)), f"the form {context['pattern']}"
+        )
+        return f"{label} is {_describe(given)}{_odd_character(str(given))}", f"write {form}"
+    if kind in ("string_too_short", "string_too_long", "too_short", "too_long"):
+        return _wrong_length(kind, label, given, context), about
+    if kind == "literal_error":
+        return f"{label} is {_describe(given)}; it must be {context['expected']}", about
+    if kind == "finite_number":
+        return f"{label} is {given}", "write a finite number"
+    if kind == "value_error":
+        return f"{label}: {context['error']}", about
+    return f"{label} is {_describe(given)}: {details['msg']}", about
+
+
+def _unknown_key(path: Path, model: type[BaseModel], marks: Marks) -> tuple[str, str]:
+    key = str(path[-1])
+    message = f"`{key}` is not a key of {_label(path[:-1], marks) or 'this file'}"
+    if _SECRET.search(key):
+        return (
+            message,
+            "secrets never stand in this file: remove it and keep the value in a file with mode 0600 in the secrets folder",
+        )
+    around = _model_at(model, path[:-1])
+    keys = list(around.model_fields) if around is not None else []
+    close = difflib.get_close_matches(key.lower(), keys, n=1, cutoff=0.6)
+    if close:
+        return message, f"did you mean `{close[0]}`?"
+    return message, "remove it; known keys: " + ", ".join(keys)
+
+
+def _wrong_type(kind: str, label: str, given: Any, mark: Any, about: str) -> tuple[str, str]:
+    raw = mark.raw if mark is not None else None
+    if kind == "string_type" and raw is not None:
+        read_as = f"the number {given}" if not isinstance(given, bool) else "a truth value"
+        return f"{label} must be text, but {raw} without quotes is read as {read_as}", f'quote it: "{raw}"'
+    message = f"{label} must be {_WANTED[kind]}; it is {_describe(given)}"
+    if isinstance(given, str) and kind in ("int_type", "float_type"):
+        bare = re.fullmatch(r"\s*([-+]?[0-9.]+)\s*[A-Za-z°%]*\s*", given)
+        if bare:
+            return (
+                message,
+                f"write the bare number, without quotes, in the unit that the key names{f' ({about})' if about else ''}",
+            )
+    if isinstance(given, str) and kind in ("tuple_type", "list_type"):
+        return message, f"write [{given[:40]}] if one item is meant"
+    return message, about
+
+
+def _wrong_length(kind: str, label: str, given: Any, context: Mapping[str, Any]) -> str:
+    noun = "characters" if kind.startswith("string") else "items"
+    length = len(given) if isinstance(given, Sequence | Mapping) else context.get("actual_length", 0)
+    if kind.endswith("short"):
+        what = "is empty" if not length else f"has {length} {noun}"
+        return f"{label} {what}; it needs at least {context['min_length']} {noun if context['min_length'] != 1 else noun[:-1]}"
+    return f"{label} has {length} {noun}; at most {context['max_length']} are allowed"
+
+
+def _label(path: Path, marks: Marks) -> str:
+    """`nodes[2].mac (r01-n3)`: the path, with the name of the item where it has one."""
+    words = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
+    for length in range(len(path), 0, -1):
+        if isinstance(path[length - 1], int):
+            name = marks.find((*path[:length], "name"))
+            if name is not None and name.raw:
+                words += f" ({name.raw[:64]})"
+            break
+    return words
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        value = _USER_INFO.sub("//***@", value)
+        return f'"{value}"' if len(value) <= 60 else f'"{value[:57]}..." ({len(value)} characters)'
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, Sequence):
+        return f"a list of {len(value)}"
+    return "empty" if value is None else str(value)
+
+
+def _odd_character(text: str) -> str:
+    """Names the first character that looks like a letter and is another one."""
+    import unicodedata  # a table of 1 MB, needed for this sentence alone
+
+    for character in text:
+        if not character.isascii():
+            return f", with {character!r} ({unicodedata.name(character, f'U+{ord(character):04X}')})"
+    return ""
+
+
+def _unit_of(path: Path) -> str:
+    name = path[-1] if path and isinstance(path[-1], str) else ""
+    unit = _UNITS.get(name.rpartition("_")[2]) if "_" in name else None
+    return f" {unit}" if unit else ""
+
+
+def _unwrap(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
+    """The bare type under `Annotated` and `| None`, and the metadata met on the way."""
+    metadata: tuple[Any, ...] = ()
+    while True:
+        if get_origin(annotation) is Annotated:
+            annotation, *more = get_args(annotation)
+            metadata = (*metadata, *more)
+        elif _is_optional(annotation):
+            annotation = next(item for item in get_args(annotation) if item is not type(None))
+        else:
+            return annotation, metadata
+
+
+def _is_optional(annotation: Any) -> bool:
+    return get_origin(annotation) in (Union, types.UnionType) and type(None) in get_args(annotation)
+
+
+def _step(annotation: Any, part: str | int) -> Any:
+    """The annotation one key or index further in; None where there is none."""
+    kind = _unwrap(annotation)[0]
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        field = kind.model_fields.get(str(part))
+        return field.annotation if field is not None else None
+    arguments = get_args(kind)
+    if get_origin(kind) is dict:
+        return arguments[1]
+    return arguments[0] if arguments and isinstance(part, int) else None
+
+
+def _annotation_at(model: type[BaseModel], path: Path) -> Any:
+    annotation: Any = model
+    for part in path:
+        annotation = _step(annotation, part)
+    return annotation
+
+
+def _model_at(model: type[BaseModel], path: Path) -> type[BaseModel] | None:
+    kind = _unwrap(_annotation_at(model, path))[0]
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def _field_at(model: type[BaseModel], path: Path) -> FieldInfo | None:
+    around = _model_at(model, path[:-1]) if path else None
+    return around.model_fields.get(str(path[-1])) if around is not None else None
+
+
+def _metadata_at(model: type[BaseModel], path: Path, details: ErrorDetails) -> tuple[Any, ...]:
+    """The metadata of the value at `path`, or of a mapping's keys."""
+    if details["loc"] and details["loc"][-1] == "[key]":
+        arguments = get_args(_unwrap(_annotation_at(model, path[:-1]))[0])
+        return _unwrap(arguments[0])[1] if arguments else ()
+    field = _field_at(model, path)
+    if field is not None:
+        return tuple(field.metadata)
+    return _unwrap(_annotation_at(model, path))[1]
