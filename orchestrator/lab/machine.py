@@ -108,13 +108,15 @@ class Machine:
 
     @property
     def due_s(self) -> float:
-        """When `tick` next has something to do; infinity if nothing is under way."""
+        """When the machine next changes by itself (a boot ends, an update ends); infinity if nothing is
+        under way.
+
+        In virtual time: tick it at exactly this moment, and ask again.
+        """
         return min(self._power.due_s, self._updates.due_s)
 
     def tick(self, now_s: float) -> None:
-        """Bring the machine to `now_s`; may call the board. Cheap when nothing is due."""
-        if now_s < self.due_s:
-            return
+        """Bring the machine to `now_s`; may call the board. Cheap when nothing is under way."""
         self._power.advance(now_s)
         self._updates.advance(now_s)
         self._after_updates()

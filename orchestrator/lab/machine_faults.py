@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from orchestrator.domain.errors import BadInput
+
 Value = str | int | float
 _REQUIRED = object()
 
@@ -93,7 +95,7 @@ FAULTS: Mapping[str, FaultKind] = MappingProxyType(
 )
 
 
-class UnknownFault(ValueError):
+class UnknownFault(BadInput):
     """No such fault, or an argument it does not take."""
 
 

@@ -116,10 +116,14 @@ class FirmwarePart:
     name: str
     version: str
     updateable: bool = True
-    on_standby_power: bool = False
-    """True for the BMC and its like: the part lives while the host is off, so a power cut of the host does
-    not disturb its update.
-    """
+
+    @property
+    def on_standby_power(self) -> bool:
+        """Whether it runs while the host is off, so that a power cut of the host does not disturb its update.
+
+        True for the BMC and what belongs to it (ids that begin with BMC).
+        """
+        return self.id.upper().startswith("BMC")
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,6 @@ class _Job:
     task: UpdateTask
     outcome: Callable[[UpdateTask, float], UpdateTask]
     ends_s: float
-    stops_at_percent: int = 100
 
 
 @dataclass(slots=True)
@@ -101,6 +100,7 @@ class Updates:
         self._faults = faults
         self._record = record
         self._jobs: dict[str, _Job] = {}
+        self._open: dict[str, _Job] = {}
         self._numbers = itertools.count(1)
         self.finished: list[UpdateTask] = []
         """Tasks that ended since the owner last emptied this list."""
@@ -151,21 +151,18 @@ class Updates:
             self._refuse_if_not_updateable(part_id)
             self._refuse_if_busy(part_id)
         task = UpdateTask(str(next(self._numbers)), "" if problem else part_id, version, image_uri, now_s)
-        self._jobs[task.id] = self._settle(task, problem, now_s)
+        self._jobs[task.id] = self._open[task.id] = self._settle(task, problem, now_s)
         self._record(now_s, "OK", f"update task {task.id} accepted: {image_uri}", task.part_id or "System")
         return task
 
     @property
     def due_s(self) -> float:
-        """When `advance` has something to do; infinity if never."""
-        open_jobs = any(not job.task.state.is_final for job in self._jobs.values())
-        return 0.0 if open_jobs else float("inf")
+        """When the next open task ends; infinity if none will."""
+        return min((job.ends_s for job in self._open_jobs()), default=float("inf"))
 
     def advance(self, now_s: float) -> None:
         """Bring every open task to what it is at `now_s`."""
-        for job in self._jobs.values():
-            if job.task.state.is_final:
-                continue
+        for job in self._open_jobs():
             if now_s >= job.ends_s:
                 self._end(job, job.outcome(job.task, job.ends_s))
             else:
@@ -174,9 +171,9 @@ class Updates:
     def host_power_lost(self, now_s: float) -> None:
         """Updates of parts that live on host power break; the part is Critical until it is updated again."""
         self.advance(now_s)
-        for job in self._jobs.values():
+        for job in self._open_jobs():
             installed = self._installed.get(job.task.part_id)
-            if job.task.state.is_final or installed is None or installed.part.on_standby_power:
+            if installed is None or installed.part.on_standby_power:
                 continue
             installed.is_broken = True
             text = f"host power was lost at {job.task.percent} %; {job.task.part_id} must be updated again"
@@ -187,6 +184,9 @@ class Updates:
         for part_id, installed in self._installed.items():
             if installed.pending_version is not None:
                 self._install(part_id, installed.pending_version, now_s)
+
+    def _open_jobs(self) -> tuple[_Job, ...]:
+        return tuple(self._open.values())
 
     def _problem_with(self, image_uri: str, part_id: str, targets: tuple[str, ...]) -> str:
         if not part_id:
@@ -202,8 +202,8 @@ class Updates:
             raise NotSupportedHere(f"firmware part {part_id} cannot be updated")
 
     def _refuse_if_busy(self, part_id: str) -> None:
-        for job in self._jobs.values():
-            if job.task.part_id == part_id and not job.task.state.is_final:
+        for job in self._open_jobs():
+            if job.task.part_id == part_id:
                 raise PartBusy(f"task {job.task.id} is updating {part_id}; wait until it ends")
 
     def _settle(self, task: UpdateTask, problem: str, now_s: float) -> _Job:
@@ -237,6 +237,7 @@ class Updates:
 
     def _end(self, job: _Job, task: UpdateTask) -> None:
         job.task = task
+        del self._open[task.id]
         self.finished.append(task)
 
     def _written(self, task: UpdateTask, at_s: float) -> UpdateTask:

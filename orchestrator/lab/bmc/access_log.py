@@ -17,9 +17,7 @@ class AccessLog:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("a", encoding="utf-8", buffering=1)
 
-    def write(
-        self, wall_s: float, method: str, path: str, status: int | None, user: str | None, peer: str
-    ) -> None:
+    def write(self, wall_s: float, method: str, path: str, status: int | None, user: str | None, peer: str) -> None:
         """One request. status is None where no answer is ever given."""
         if self._file is None:
             return

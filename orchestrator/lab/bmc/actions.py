@@ -71,9 +71,7 @@ def log_in(bmc: Bmc, body: Json, peer: str) -> Outcome:
         raise refused(503, "SessionLimitExceeded", Retry_After="30") from None
     answer = render_session(bmc, session)
     if account.must_change:
-        answer["@Message.ExtendedInfo"] = [
-            message("PasswordChangeRequired", f"{ROOT}{ACCOUNTS}/{account.id}")
-        ]
+        answer["@Message.ExtendedInfo"] = [message("PasswordChangeRequired", f"{ROOT}{ACCOUNTS}/{account.id}")]
     headers = {"Location": f"{ROOT}{SESSIONS}/{session.id}", "X-Auth-Token": session.token}
     return Outcome(201, answer, headers, user=account.username)
 
@@ -107,9 +105,7 @@ def create_account(bmc: Bmc, body: Json, caller: Caller) -> Outcome:
         )
     except AccountRefused as error:
         value = "*" if error.property_name == "Password" else str(body[error.property_name])
-        raise refused(
-            400, "PropertyValueFormatError", value, error.property_name, resolution=str(error)
-        ) from error
+        raise refused(400, "PropertyValueFormatError", value, error.property_name, resolution=str(error)) from error
     return Outcome(201, render_account(bmc, account), {"Location": f"{ROOT}{ACCOUNTS}/{account.id}"})
 
 
@@ -131,9 +127,7 @@ def reset_system(bmc: Bmc, body: Json, caller: Caller) -> Outcome:
     try:
         bmc.machine.reset(kind, bmc.now_s)
     except IllegalNow as error:
-        raise refused(
-            409, "ActionParameterValueConflict", "ResetType", kind, resolution=str(error)
-        ) from error
+        raise refused(409, "ActionParameterValueConflict", "ResetType", kind, resolution=str(error)) from error
     return NO_CONTENT
 
 

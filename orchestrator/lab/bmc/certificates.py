@@ -48,9 +48,7 @@ def make_certificate(directory: Path, common_name: str, ip: str) -> CertificateF
         # A day back: clocks of clients are not all right.
         .not_valid_before(now - datetime.timedelta(days=1))
         .not_valid_after(now + datetime.timedelta(days=VALID_DAYS))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(ip))]), critical=False
-        )
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(ip))]), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(key_id, critical=False)
@@ -61,9 +59,7 @@ def make_certificate(directory: Path, common_name: str, ip: str) -> CertificateF
     certificate_path, key_path = directory / f"{common_name}.pem", directory / f"{common_name}.key"
     _write_private(
         key_path,
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        ),
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()),
     )
     certificate_path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     der = certificate.public_bytes(serialization.Encoding.DER)

@@ -44,8 +44,8 @@ def system(bmc: Bmc) -> Json:
         BootProgress={"LastState": str(machine.boot_stage(now_s))},
         BiosVersion=part_version(bmc, "BIOS"),
         Status={**ok(machine.health(now_s)), "HealthRollup": machine.health(now_s)},
-        ProcessorSummary={"Count": spec.cpu_count, "Model": CPU_MODEL, "Status": ok()},
-        MemorySummary={"TotalSystemMemoryGiB": spec.memory_gib, "Status": ok()},
+        ProcessorSummary={"Count": spec.cpu_count, "Model": CPU_MODEL},
+        MemorySummary={"TotalSystemMemoryGiB": spec.memory_gib},
         Boot={
             "BootSourceOverrideEnabled": str(override.enabled),
             "BootSourceOverrideEnabled@Redfish.AllowableValues": [str(one) for one in OverrideEnabled],

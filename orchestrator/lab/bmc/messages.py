@@ -63,23 +63,16 @@ MESSAGES: Mapping[str, _Text] = {
     "PropertyValueTypeError": _Text(
         "Warning", "The value '%1' for the property '%2' is not a type that the property can accept."
     ),
-    "PropertyValueNotInList": _Text(
-        "Warning", "The value '%1' for the property '%2' is not in the list of acceptable values."
-    ),
+    "PropertyValueNotInList": _Text("Warning", "The value '%1' for the property '%2' is not in the list of acceptable values."),
     "PropertyValueFormatError": _Text(
         "Warning", "The value '%1' for the property '%2' is not a format that the property can accept."
     ),
     "ActionNotSupported": _Text("Critical", "The action '%1' is not supported by the resource."),
-    "ActionParameterMissing": _Text(
-        "Critical", "The action '%1' requires the parameter '%2' to be present in the request body."
-    ),
-    "ActionParameterUnknown": _Text(
-        "Warning", "The action '%1' was submitted with the invalid parameter '%2'."
-    ),
+    "ActionParameterMissing": _Text("Critical", "The action '%1' requires the parameter '%2' to be present in the request body."),
+    "ActionParameterUnknown": _Text("Warning", "The action '%1' was submitted with the invalid parameter '%2'."),
     "ActionParameterValueTypeError": _Text(
         "Warning",
-        "The value '%1' for the parameter '%2' in the action '%3' is not a type that the parameter can"
-        " accept.",
+        "The value '%1' for the parameter '%2' in the action '%3' is not a type that the parameter can accept.",
     ),
     "ActionParameterValueNotInList": _Text(
         "Warning",
@@ -87,8 +80,7 @@ MESSAGES: Mapping[str, _Text] = {
     ),
     "ActionParameterValueConflict": _Text(
         "Warning",
-        "The parameter '%1' with the requested value of '%2' does not meet the constraints of the"
-        " implementation.",
+        "The parameter '%1' with the requested value of '%2' does not meet the constraints of the implementation.",
     ),
     "ResourceInUse": _Text(
         "Warning",
@@ -119,8 +111,7 @@ MESSAGES: Mapping[str, _Text] = {
     ),
     "SessionLimitExceeded": _Text(
         "Critical",
-        "The session establishment failed due to the number of simultaneous sessions exceeding the limit"
-        " of the implementation.",
+        "The session establishment failed due to the number of simultaneous sessions exceeding the limit of the implementation.",
         "Reduce the number of other sessions before trying to establish the session.",
     ),
     "PreconditionFailed": _Text(
@@ -148,9 +139,7 @@ MESSAGES: Mapping[str, _Text] = {
         "A general error has occurred.  See Resolution for information on how to resolve the error, or"
         " @Message.ExtendedInfo if Resolution is not provided.",
     ),
-    "TargetDetermined": _Text(
-        "OK", "The target device '%1' will be updated with image '%2'.", registry=UPDATE
-    ),
+    "TargetDetermined": _Text("OK", "The target device '%1' will be updated with image '%2'.", registry=UPDATE),
     "UpdateSuccessful": _Text("OK", "Device '%1' successfully updated with image '%2'.", registry=UPDATE),
     "AwaitToActivate": _Text(
         "OK",

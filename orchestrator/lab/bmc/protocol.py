@@ -80,6 +80,7 @@ class RedfishService:
         if request.method not in route.methods:
             raise refused(405, "OperationNotAllowed", Allow=", ".join(route.methods))
         if request.is_read:
+            _check_may_read(route, resource_id, caller)
             return self._read(route, resource_id, request, user)
         outcome = self._write(route, resource_id, request, caller)
         return _render(outcome, route, outcome.user or (user[0] if user else None))
@@ -225,28 +226,30 @@ def _check_password_is_changed(caller: Caller, request: Request, path: str) -> N
         raise refused(403, "PasswordChangeRequired", own_account)
 
 
-def _check_privilege(
-    route: Route, resource_id: str, method: str, body: Mapping[str, object], caller: Caller
-) -> None:
+def _check_privilege(route: Route, resource_id: str, method: str, body: Mapping[str, object], caller: Caller) -> None:
     if caller.account.must_change and method == "PATCH" and set(body) != {"Password"}:
         raise refused(403, "PasswordChangeRequired", f"{ROOT}{ACCOUNTS}/{caller.account.id}")
     if caller.may(route.write_privilege):
         return
     own_session = caller.session and caller.session.id == resource_id and route.path.startswith(SESSIONS)
-    own_password = (
-        caller.account.id == resource_id and route.path.startswith(ACCOUNTS) and set(body) == {"Password"}
-    )
+    own_password = caller.account.id == resource_id and route.path.startswith(ACCOUNTS) and set(body) == {"Password"}
     is_own = (method == "DELETE" and own_session) or (method == "PATCH" and own_password)
     if not (is_own and route.owner_privilege and caller.may(route.owner_privilege)):
+        raise refused(403, "InsufficientPrivilege")
+
+
+def _check_may_read(route: Route, resource_id: str, caller: Caller | None) -> None:
+    """Accounts of others are for those who configure users; everything else is for everyone who may log in."""
+    if caller is None or not route.path.startswith(f"{ACCOUNTS}/"):
+        return
+    if caller.account.id != resource_id and not caller.may(route.write_privilege):
         raise refused(403, "InsufficientPrivilege")
 
 
 def _json_object(request: Request) -> Json:
     content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if content_type != "application/json":
-        raise Refused(
-            415, [message("GeneralError", resolution="send the body as Content-Type: application/json")]
-        )
+        raise Refused(415, [message("GeneralError", resolution="send the body as Content-Type: application/json")])
     try:
         body = json.loads(request.body)
     except ValueError as error:

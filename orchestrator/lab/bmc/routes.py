@@ -72,9 +72,7 @@ ROUTES = (
     Route("/Systems", show=_fixed_members("/Systems", "ComputerSystem", ["1"])),
     Route(_SYSTEM, show=_one(hardware.system), writables=writes.SYSTEM_WRITABLES),
     Route(hardware.RESET_TARGET, post=actions.reset_system),
-    Route(
-        f"{_SYSTEM}/Processors", show=_members(f"{_SYSTEM}/Processors", "Processor", hardware.processor_ids)
-    ),
+    Route(f"{_SYSTEM}/Processors", show=_members(f"{_SYSTEM}/Processors", "Processor", hardware.processor_ids)),
     Route(f"{_SYSTEM}/Processors/{{id}}", show=hardware.processor),
     Route(f"{_SYSTEM}/LogServices", show=_fixed_members(f"{_SYSTEM}/LogServices", "LogService", ["SEL"])),
     Route(hardware.LOG, show=_one(hardware.log_service)),
@@ -151,9 +149,7 @@ ROUTES = (
 )
 _EXACT = {ROOT + route.path: route for route in ROUTES if "{id}" not in route.path}
 _PATTERNS = [
-    (re.compile(re.escape(ROOT + route.path).replace(r"\{id\}", "([^/]+)")), route)
-    for route in ROUTES
-    if "{id}" in route.path
+    (re.compile(re.escape(ROOT + route.path).replace(r"\{id\}", "([^/]+)")), route) for route in ROUTES if "{id}" in route.path
 ]
 
 

@@ -45,9 +45,7 @@ class BmcFarm:
     clock must be the one that other callers hand to the machines' verbs.
     """
 
-    def __init__(
-        self, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._wall = wall
         self._served: dict[str, _Served] = {}

@@ -39,7 +39,7 @@ class Sessions:
         """A new session, or SessionPoolFull."""
         if len(self.all(now_s)) >= MAX_SESSIONS:
             raise SessionPoolFull
-        token = secrets.token_urlsafe(32)
+        token = secrets.token_hex(32)
         session = Session(str(next(self._numbers)), token, account_id, username, now_s, now_s, peer)
         self._by_id[session.id] = session
         return session

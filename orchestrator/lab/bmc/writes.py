@@ -78,9 +78,7 @@ def write(bmc: Bmc, resource_id: str, writables: Writables, shown: Json, body: J
             applied += 1
         except AccountRefused as error:
             shown_value = "*" if name == "Password" else str(wanted[name])
-            problems[name] = message(
-                "PropertyValueFormatError", shown_value, name, related=(f"#/{name}",), resolution=str(error)
-            )
+            problems[name] = message("PropertyValueFormatError", shown_value, name, related=(f"#/{name}",), resolution=str(error))
     messages = [problem for problem in problems.values() if problem]
     if not applied:
         raise Refused(400, messages)
@@ -137,26 +135,20 @@ CHASSIS_WRITABLES: Writables = {
 SYSTEM_WRITABLES: Writables = {
     **CHASSIS_WRITABLES,
     # The target comes before its enabling: a target alone counts once, and `Continuous` then lengthens it.
-    "Boot/BootSourceOverrideTarget": Writable(
-        one_of(*BootSource), lambda bmc, _, value: _set_boot(bmc, target=str(value))
-    ),
+    "Boot/BootSourceOverrideTarget": Writable(one_of(*BootSource), lambda bmc, _, value: _set_boot(bmc, target=str(value))),
     "Boot/BootSourceOverrideEnabled": Writable(
         one_of(*OverrideEnabled), lambda bmc, _, value: _set_boot(bmc, enabled=str(value))
     ),
     "Boot/BootSourceOverrideMode": Writable(one_of("UEFI"), _nothing),
     "Boot/HttpBootUri": Writable(text, lambda bmc, _, value: _set_boot(bmc, http_boot_uri=str(value))),
 }
-SESSION_SERVICE_WRITABLES: Writables = {
-    "SessionTimeout": Writable(between(MIN_TIMEOUT_S, MAX_TIMEOUT_S), _set_timeout)
-}
+SESSION_SERVICE_WRITABLES: Writables = {"SessionTimeout": Writable(between(MIN_TIMEOUT_S, MAX_TIMEOUT_S), _set_timeout)}
 ACCOUNT_WRITABLES: Writables = {
     "UserName": Writable(text, lambda bmc, one, value: bmc.machine.accounts.rename(one, str(value))),
     "Password": Writable(text, lambda bmc, one, value: bmc.machine.accounts.set_password(one, str(value))),
     "RoleId": Writable(text, lambda bmc, one, value: bmc.machine.accounts.set_role(one, str(value))),
     "Enabled": Writable(flag, lambda bmc, one, value: bmc.machine.accounts.set_enabled(one, value is True)),
-    "PasswordChangeRequired": Writable(
-        flag, lambda bmc, one, value: bmc.machine.accounts.set_must_change(one, value is True)
-    ),
+    "PasswordChangeRequired": Writable(flag, lambda bmc, one, value: bmc.machine.accounts.set_must_change(one, value is True)),
     "Locked": Writable(
         lambda value: "" if value is False else "PropertyValueNotInList",
         lambda bmc, one, _: bmc.machine.accounts.unlock(one),
@@ -164,7 +156,5 @@ ACCOUNT_WRITABLES: Writables = {
 }
 
 
-def _set_boot(
-    bmc: Bmc, target: str | None = None, enabled: str | None = None, http_boot_uri: str | None = None
-) -> None:
+def _set_boot(bmc: Bmc, target: str | None = None, enabled: str | None = None, http_boot_uri: str | None = None) -> None:
     bmc.machine.set_boot(bmc.now_s, target=target, enabled=enabled, http_boot_uri=http_boot_uri)
