@@ -186,6 +186,18 @@ class NodeGpus:
         pairs = (line.split(" ", 1) for line in self.state_file.read_text().splitlines())
         return {key: value for key, value in pairs}
 
+    def faults(self) -> list[str]:
+        """`NAME(gpu=I)` for every GPU fault that is on, links told apart."""
+        state = self.read()
+        found = []
+        for name, keys in GPU_FAULTS.items():
+            first, (_, sound) = next(iter(keys.items()))
+            for key, value in state.items():
+                place = key.removeprefix(first + ".").split(".") if key.startswith(first + ".") else []
+                if place and value != sound:
+                    found.append(f"{name}({', '.join(f'{word}={at}' for word, at in zip(('gpu', 'link'), place, strict=False))})")
+        return found
+
     def power_cycled(self) -> None:
         """The driver loads anew: volatile error counters start at 0, aggregate ones stay (nvml.h, nvmlEccCounterType_t)."""
         kinds = ("corrected", "uncorrected")

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.lab.errors import LabError
-from orchestrator.lab.namespaces import AS_ROOT
+from orchestrator.lab.namespaces import AS_ROOT, NODE_ENVIRONMENT
 from orchestrator.lab.nvml.library import SONAME, compile_library
 from orchestrator.lab.plan import NodePaths, NodePlan
 
@@ -245,10 +245,9 @@ def _index_libraries(image: Path) -> None:
 
 
 def _run(command: list[str], purpose: str) -> None:
-    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
     try:
         done = subprocess.run(  # noqa: S603 - fixed words and the lab's own paths
-            command, capture_output=True, text=True, env=environment, timeout=COMMAND_LIMIT_S
+            command, capture_output=True, text=True, env=NODE_ENVIRONMENT, timeout=COMMAND_LIMIT_S
         )
     except FileNotFoundError:
         raise LabError(f"cannot {purpose}: {command[0]} is not installed") from None

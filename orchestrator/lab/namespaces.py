@@ -26,7 +26,8 @@ _NEW_USER = () if AS_ROOT else ("--user", "--map-current-user", "--keep-caps")
 _ENTER_USER = () if AS_ROOT else ("--user", "--preserve-credentials")
 # A normal user is root over the node's namespaces while it is built; nothing of that may reach its processes.
 _DROP_CAPABILITIES = () if AS_ROOT else ("setpriv", "--ambient-caps=-all", "--inh-caps=-all", "--bounding-set=-all")
-_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+NODE_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+"""All that the lab's own environment gives to a node: nothing of the operator's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ def probe() -> None:
     """
     command = ["unshare", *_NEW_USER, "--mount", "--pid", "--fork", "--uts", "--ipc", "/bin/mount", "-t", "proc", "proc", "/proc"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, env=_ENVIRONMENT, timeout=20)  # noqa: S603 - fixed words
+        done = subprocess.run(command, capture_output=True, text=True, env=NODE_ENVIRONMENT, timeout=20)  # noqa: S603 - fixed words
     except FileNotFoundError:
         raise NamespacesRefused("the lab needs `unshare` of util-linux, and it is not installed") from None
     if done.returncode != 0:
@@ -96,7 +97,7 @@ class NodeProcess:
         ]
         with console.open("ab") as log:
             unshare = subprocess.Popen(  # noqa: S603 - our own script in namespaces of its own
-                command, stdin=read_end, stdout=subprocess.PIPE, stderr=log, env=_ENVIRONMENT, cwd="/", start_new_session=True
+                command, stdin=read_end, stdout=subprocess.PIPE, stderr=log, env=NODE_ENVIRONMENT, cwd="/", start_new_session=True
             )
         os.close(read_end)
         words = _first_line(unshare).split()

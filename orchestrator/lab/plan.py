@@ -156,6 +156,11 @@ class LabPaths:
     def image_token(self) -> Path:
         return self.secrets / "image_token"
 
+    @property
+    def image_ca(self) -> Path:
+        """The image service's certificate where the drivers look for it."""
+        return self.secrets / "image_ca.pem"
+
     def node(self, name: str) -> "NodePaths":
         return NodePaths(self.nodes / name)
 

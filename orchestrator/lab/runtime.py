@@ -13,6 +13,7 @@ from orchestrator.lab.errors import LabError
 from orchestrator.lab.namespaces import Share
 
 TRAINING_RUNTIME = "/opt/rackray/venv"
+SHARED_STORAGE = "/srv/shared"
 
 
 def project_root() -> Path:
@@ -21,8 +22,8 @@ def project_root() -> Path:
     return Path(locations[0]).parent
 
 
-def runtime_shares() -> tuple[Share, ...]:
-    """The environment, its base interpreter and the project, read-only.
+def runtime_shares(shared: Path) -> tuple[Share, ...]:
+    """The environment, its base interpreter and the project, read-only; and the site's shared storage, writable.
 
     Raises: LabError outside a virtual environment: the nodes could not be given the libraries without the system's own.
     """
@@ -35,7 +36,7 @@ def runtime_shares() -> tuple[Share, ...]:
     for path in (project_root(), Path(sys.prefix), *_interpreter_paths(Path(sys.base_prefix))):
         # Also where a symlink leads: links inside the environment may name either path.
         shares += [Share(str(path.resolve()), target) for target in sorted({str(path), str(path.resolve())})]
-    return tuple(shares)
+    return (*shares, Share(str(shared), SHARED_STORAGE, read_only=False))
 
 
 def hidden_directories(shares: tuple[Share, ...], home: Path) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ operating system is up but whose sshd is not. `sshd -i` (sshd(8)) takes the conn
 """
 
 import contextlib
+import logging
 import select
 import socket
 import subprocess
@@ -12,6 +13,10 @@ import threading
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+
+from orchestrator.lab.namespaces import NODE_ENVIRONMENT
+
+log = logging.getLogger(__name__)
 
 SSHD = "/usr/sbin/sshd"
 TICK_S = 0.5
@@ -152,7 +157,10 @@ class SshAcceptor:
         while not self._stopping.is_set():
             for descriptor, _ in self._epoll.poll(TICK_S):
                 with self._lock:
-                    self._accept(descriptor)
+                    try:
+                        self._accept(descriptor)
+                    except OSError:  # out of descriptors or processes: this connection is lost, the next may not be
+                        log.exception("a connection could not be given to its node")
             self._sessions = [session for session in self._sessions if session.poll() is None]
 
     def _accept(self, descriptor: int) -> None:
@@ -173,9 +181,15 @@ class SshAcceptor:
             self._serve(opened.door, connection)
 
     def _serve(self, door: SshDoor, connection: socket.socket) -> None:
-        with connection, door.log.open("ab") as log:
+        with connection, door.log.open("ab") as log_file:
             self._sessions.append(
                 subprocess.Popen(  # noqa: S603 - sshd with our own words
-                    door.sshd_command, stdin=connection, stdout=connection, stderr=log, cwd="/", start_new_session=True
+                    door.sshd_command,
+                    stdin=connection.fileno(),
+                    stdout=connection.fileno(),
+                    stderr=log_file,
+                    cwd="/",
+                    env=NODE_ENVIRONMENT,
+                    start_new_session=True,
                 )
             )
