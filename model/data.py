@@ -156,7 +156,7 @@ def prepare_corpus(spec: RunSpec) -> Corpus:
         folder.parent.mkdir(parents=True, exist_ok=True)
         draft = folder.with_name(f"{folder.name}.draft-{os.uname().nodename}-{os.getpid()}")
         try:
-            _prepare(draft, spec, standard_library_files())
+            write_corpus(draft, spec, standard_library_files())
             _publish(draft, folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
@@ -182,6 +182,37 @@ def open_corpus(folder: Path) -> Corpus:
     if (len(train), len(heldout)) != (facts.train_tokens, facts.heldout_tokens):
         raise DataError(f"{folder}: the token files are shorter or longer than {_PREPARED} says; delete it to remake it")
     return Corpus(facts, train, heldout, folder)
+
+
+def write_corpus(draft: Path, spec: RunSpec, files: list[TextFile]) -> None:
+    """Fills the new folder `draft` with the tokenizer, both token files and, last, the facts.  Raises DataError."""
+    if spec.model.vocabulary > 2**16:
+        raise DataError(f"token files hold 16-bit ids; a vocabulary of {spec.model.vocabulary} needs at most {2**16}")
+    if len(files) < 2:
+        raise DataError(f"no Python sources below {sysconfig.get_path('stdlib')}; install the full standard library")
+    train, heldout = split_files(files, spec.data.heldout_fraction)
+    draft.mkdir(parents=True)
+    tokenizer = train_tokenizer(_sample(train), spec.model.vocabulary)
+    tokenizer.save(str(draft / "tokenizer.json"))
+    train_counts, train_bytes = _encode(tokenizer, train, draft / "train.bin")
+    heldout_counts, heldout_bytes = _encode(tokenizer, heldout, draft / "heldout.bin")
+    digest = hashlib.sha256()
+    for name in ("tokenizer.json", "train.bin", "heldout.bin"):
+        digest.update((draft / name).read_bytes())
+    facts = CorpusFacts(
+        format=_FORMAT,
+        vocabulary=spec.model.vocabulary,
+        train_files=len(train),
+        train_bytes=train_bytes,
+        train_tokens=int(train_counts.sum()),
+        heldout_files=tuple(file.name for file in heldout),
+        heldout_bytes=heldout_bytes,
+        heldout_tokens=int(heldout_counts.sum()),
+        unigram_entropy_nats=unigram_entropy_nats(train_counts),
+        unigram_heldout_nats=unigram_cross_entropy_nats(train_counts, heldout_counts),
+        digest=digest.hexdigest(),
+    )
+    (draft / _PREPARED).write_text(json.dumps(asdict(facts), indent=1) + "\n", encoding="utf-8")
 
 
 def standard_library_files() -> list[TextFile]:
@@ -235,37 +266,6 @@ def unigram_cross_entropy_nats(train_V: NDArray[np.int64], heldout_V: NDArray[np
     """-Σ q ln p in nat/token: q the held-out frequencies, p the training frequencies after adding one to each count."""
     surprise = -np.log((train_V + 1) / (train_V.sum() + len(train_V)))
     return float((heldout_V * surprise).sum() / heldout_V.sum())
-
-
-def _prepare(draft: Path, spec: RunSpec, files: list[TextFile]) -> None:
-    """Fills `draft` with the tokenizer, both token files and, last, the facts."""
-    if spec.model.vocabulary > 2**16:
-        raise DataError(f"token files hold 16-bit ids; a vocabulary of {spec.model.vocabulary} needs at most {2**16}")
-    if len(files) < 2:
-        raise DataError(f"no Python sources below {sysconfig.get_path('stdlib')}; install the full standard library")
-    train, heldout = split_files(files, spec.data.heldout_fraction)
-    draft.mkdir(parents=True)
-    tokenizer = train_tokenizer(_sample(train), spec.model.vocabulary)
-    tokenizer.save(str(draft / "tokenizer.json"))
-    train_counts, train_bytes = _encode(tokenizer, train, draft / "train.bin")
-    heldout_counts, heldout_bytes = _encode(tokenizer, heldout, draft / "heldout.bin")
-    digest = hashlib.sha256()
-    for name in ("tokenizer.json", "train.bin", "heldout.bin"):
-        digest.update((draft / name).read_bytes())
-    facts = CorpusFacts(
-        format=_FORMAT,
-        vocabulary=spec.model.vocabulary,
-        train_files=len(train),
-        train_bytes=train_bytes,
-        train_tokens=int(train_counts.sum()),
-        heldout_files=tuple(file.name for file in heldout),
-        heldout_bytes=heldout_bytes,
-        heldout_tokens=int(heldout_counts.sum()),
-        unigram_entropy_nats=unigram_entropy_nats(train_counts),
-        unigram_heldout_nats=unigram_cross_entropy_nats(train_counts, heldout_counts),
-        digest=digest.hexdigest(),
-    )
-    (draft / _PREPARED).write_text(json.dumps(asdict(facts), indent=1) + "\n", encoding="utf-8")
 
 
 def _publish(draft: Path, folder: Path) -> None:

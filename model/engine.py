@@ -219,8 +219,9 @@ class FlatEngine(Engine):
     def _gradient_norm(self) -> Tensor | None:
         # DeepSpeed reports no norm under ZeRO-0 in fp32; after the last backward the gradients are averaged over the
         # ranks.  In bf16 they lie in fp32 buffers of the optimizer instead, and it does report their norm.
+        # In double, as DeepSpeed does it: torch's fp32 norm of a large tensor on a CPU is off by 1e-5.
         gradients = [p.grad for p in self._deepspeed.module.parameters() if p.grad is not None]
-        return nn.utils.get_total_norm(gradients) if gradients else None
+        return torch.stack([g.double().norm() for g in gradients]).norm() if gradients else None
 
     def evaluate(self, batches: list[Batch]) -> float:
         self._deepspeed.eval()

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training_launch import PROJECT, tiny_run
+
+from model.contract import ContractError, EventLine, ExitCode, OptimizerSpec, ProgressLine, RunSpec, read_progress
+from model.ranks import RankEnvironment
+from model.train import main
+
+
+def problems_of(run: dict[str, Any]) -> tuple[str, ...]:
+    with pytest.raises(ContractError) as caught:
+        RunSpec.from_json(json.dumps(run))
+    return caught.value.problems
+
+
+def test_a_run_survives_its_own_text() -> None:
+    spec = RunSpec.from_json(json.dumps(tiny_run(Path("x"), layout={"pipeline": 2, "data": 2})))
+    assert RunSpec.from_json(spec.to_json()) == spec
+    assert spec.optimizer.betas == (0.9, 0.95)
+    assert (spec.micro_batches, spec.tokens_per_step) == (2, 128)
+
+
+PROBLEMS = [
+    ({"layout": {"pipeline": 2, "zero": 3}}, "layout.zero: ZeRO-3 with 2 pipeline stages", "choose 1, or layout.pipeline 1"),
+    ({"layout": {"pipeline": 2, "zero": 2}}, "whole gradients", "choose 1"),
+    ({"layout": {"pipeline": 2, "zero": 0}}, "out of the gradient norm", "choose 1"),
+    ({"layout": {"pipeline": 3}}, "3 stages, but the model has 2 layers", "at most 2"),
+    ({"layout": {"tensor": 2}}, "2-way tensor parallelism", "choose 1"),
+    ({"layout": {"zero": 4}}, "layout.zero: is 4", "0 or 1 or 2 or 3"),
+    ({"layout": {"data": 3}}, "8 sequences do not divide into micro-batches of 2 on 3", "nearest: 6 or 12"),
+    ({"batch": {"global_sequences": 1}}, "1 sequences do not divide", "nearest: 2"),
+    ({"batch": {"sequence_tokens": 64}}, "64 tokens, but the model has 32 positions", "at most 32"),
+    ({"model": {"heads": 5}}, "5 heads do not divide d_model 32", "nearest: 4 or 8"),
+    ({"model": {"vocabulary": 256}}, "model.vocabulary: is 256", "at least 257"),
+    ({"model": {"dropout": 1.0}}, "model.dropout: is 1.0", "below 1"),
+    ({"optimizer": {"warmup_steps": 9}}, "is 9, more than the run's 5 steps", "at most 5"),
+    ({"optimizer": {"schedule": "cosin"}}, "optimizer.schedule: is 'cosin'", "cosine or linear or constant"),
+    ({"optimizer": {"lr": 0}}, "optimizer.lr: is 0.0", "above 0"),
+    ({"optimizer": {"betas": [0.9]}}, "optimizer.betas: must be a list of 2 numbers", ""),
+    ({"optimizer": {"betas": [0.9, "x"]}}, "optimizer.betas[1]: must be a number, not a text", ""),
+    ({"precision": "fp16"}, "precision: is 'fp16'", "fp32 or bf16"),
+    ({"steps": True}, "steps: must be a whole number, not true or false", ""),
+    ({"steps": 5.0}, "steps: must be a whole number, not a number", ""),
+    ({"model": None}, "model: must be an object, not null", ""),
+    ({"output_directory": " "}, "output_directory: is empty", ""),
+    ({"step": 5}, "step: unknown key", "did you mean steps?"),
+]
+
+
+@pytest.mark.parametrize(("changes", "what", "way_out"), PROBLEMS, ids=[what for _, what, _ in PROBLEMS])
+def test_a_run_that_cannot_be_is_refused_with_its_numbers_and_a_way_out(changes: dict[str, Any], what: str, way_out: str) -> None:
+    run = {"step": None, **tiny_run(Path("x"))} if "step" in changes else tiny_run(Path("x"))
+    run.update({k: {**run[k], **v} if isinstance(v, dict) else v for k, v in changes.items()})
+    (problem,) = problems_of(run)
+    assert what in problem
+    assert way_out in problem
+
+
+def test_every_problem_is_told_at_once_even_beside_missing_and_unknown_keys() -> None:
+    run = tiny_run(Path("x"), layout={"pipeline": 4, "zero": 3}, batch={"global_sequences": 7}, model={"heads": 5})
+    del run["seed"]
+    run["optimizer"]["learning_rate"] = 1
+    problems = problems_of(run)
+    starts = ["optimizer.learning_rate", "seed: missing", "model.heads", "batch.global", "layout.pipeline", "layout.zero"]
+    assert len(problems) == len(starts)
+    for start in starts:
+        assert any(problem.startswith(start) for problem in problems), (start, problems)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('{"steps": 1, "steps": 2}', "steps: the key is written twice"),
+        ('{"steps": NaN}', "NaN is not a JSON number"),
+        ("{", "line 1, column 2: not JSON"),
+        ("[]", "must be one JSON object, not a list"),
+        ("[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_text_that_is_no_plain_json_object_is_refused(text: str, problem: str) -> None:
+    with pytest.raises(ContractError) as caught:
+        RunSpec.from_json(text)
+    assert any(problem in told for told in caught.value.problems)
+
+
+def test_degrees_that_do_not_multiply_to_the_ranks_name_the_nearest_choice() -> None:
+    spec = RunSpec.from_json(json.dumps(tiny_run(Path("x"), layout={"pipeline": 2, "data": 2})))
+    spec.check_world(4)
+    with pytest.raises(ContractError, match=r"pipeline 2 x tensor 1 x data 2 = 4 ranks, but 8 .* layout.data to 4"):
+        spec.check_world(8)
+    with pytest.raises(ContractError, match=r"but 5 were started; start 4 ranks, or 4 or 6 with another layout.data"):
+        spec.check_world(5)
+
+
+def test_the_learning_rate_is_a_function_of_the_step() -> None:
+    cosine = OptimizerSpec(lr=1.0, warmup_steps=10, schedule="cosine")
+    linear = OptimizerSpec(lr=1.0, warmup_steps=10, schedule="linear")
+    constant = OptimizerSpec(lr=1.0, warmup_steps=0, schedule="constant")
+    assert [cosine.lr_at(step, 110) for step in (1, 10, 60, 110)] == pytest.approx([0.1, 1.0, 0.55, 0.1])
+    assert [linear.lr_at(step, 110) for step in (10, 35, 110)] == pytest.approx([1.0, 0.775, 0.1])
+    assert [constant.lr_at(step, 4) for step in (1, 4)] == [1.0, 1.0]
+
+
+def test_progress_is_read_up_to_a_line_its_writer_died_in() -> None:
+    step = ProgressLine(
+        step=3,
+        loss=2.5,
+        lr=0.1,
+        grad_norm=1.0,
+        step_s=0.5,
+        tokens_per_s=10.0,
+        tflops_per_s=0.1,
+        time_left_s=1.0,
+        memory_bytes=7,
+        at=1.0,
+    )
+    event = EventLine(event="checkpoint", step=3, at=2.0, detail={"size_bytes": 9})
+    later = json.dumps({**json.loads(step.to_json()), "step": 4, "not_known_yet": 1})
+    text = f"{step.to_json()}\n{event.to_json()}\nnoise\n{later}\n" + step.to_json()[:40]
+    read = read_progress(text)
+    assert read[:2] == [step, event]
+    assert [line.step for line in read] == [3, 3, 4]
+
+
+def test_the_rank_environment_names_everything_that_is_missing_or_wrong() -> None:
+    with pytest.raises(ContractError) as caught:
+        RankEnvironment.from_environment({"RANK": "4", "WORLD_SIZE": "4", "MASTER_PORT": "x"})
+    told = "\n".join(caught.value.problems)
+    for words in ("LOCAL_RANK is not set", "MASTER_ADDR is not set", "MASTER_PORT is 'x'", "RANK is 4 with WORLD_SIZE 4"):
+        assert words in told
+    alone = RankEnvironment.from_environment({"HOME": "/"})
+    assert (alone.rank, alone.world_size) == (0, 1)
+    assert RankEnvironment.from_environment({**alone.as_environment(), "RANK": "0"}) == alone
+
+
+def test_a_bad_run_ends_with_code_2_and_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "RUN.json"
+    path.write_text(json.dumps(tiny_run(tmp_path / "r", steps=0, layout={"pipeline": 9})))
+    assert main([str(path)]) == ExitCode.BAD_RUN
+    told = capsys.readouterr().err
+    assert "steps: is 0" in told
+    assert "9 stages" in told
+    assert not (tmp_path / "r").exists()
+
+
+def test_the_contract_and_the_counts_need_the_standard_library_only() -> None:
+    program = "import sys; before = set(sys.modules); import model.contract, model.shape, model.progress, model.ranks;"
+    program += "print({name.split('.')[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names))"
+    result = subprocess.run([sys.executable, "-S", "-c", program], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "{'model'}"
