@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from model.contract import RunSpec
-from model.engine import Engine, from_every_rank, from_rank_zero, random_state_name
+from model.engine import Engine, from_every_rank, from_rank_zero, random_state_name, wait_for_every_rank
 from model.manifest import (
     CheckpointChoice,
     FileRecord,
@@ -87,15 +87,16 @@ class Checkpoints:
             self._directory.mkdir(parents=True, exist_ok=True)
             self._clear_leftovers()
             draft.mkdir()
-        from_rank_zero(None)
+        wait_for_every_rank()
         draft.mkdir(parents=True, exist_ok=True)  # on a directory that is not shared; `_records` then says so
         engine.save(draft, step)
+        wait_for_every_rank()  # DeepSpeed waits for its own files only
         manifest = self._manifest(step, self._records(draft))
         if self._rank == 0:
             write_manifest(draft, manifest)
             self._publish(draft, step)
             self._prune()
-        from_rank_zero(None)
+        wait_for_every_rank()
         return manifest
 
     def _find_here(self) -> Resumption:

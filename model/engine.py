@@ -95,6 +95,11 @@ def leave_ranks() -> None:
         dist.destroy_process_group()
 
 
+def wait_for_every_rank() -> None:
+    """Returns once all ranks have come here."""
+    dist.barrier()
+
+
 def any_rank(flag: bool) -> bool:
     """True on every rank if `flag` is true on one.  Collective."""
     tensor = torch.tensor(int(flag), device=_device())
