@@ -119,9 +119,12 @@ class Accounts:
         self._put(replace(account, password=password, must_change=False, failed_logins=0))
 
     def set_role(self, account_id: str, role: str) -> None:
-        """Change the role, or AccountRefused."""
+        """Change the role; the last administrator stays one."""
+        account = self.get(account_id)
         _check_role(role)
-        self._put(replace(self.get(account_id), role=role))
+        if role != "Administrator":
+            self._keep_an_administrator(account, "RoleId")
+        self._put(replace(account, role=role))
 
     def set_enabled(self, account_id: str, enabled: bool) -> None:
         """Enable or disable; the last administrator stays enabled."""

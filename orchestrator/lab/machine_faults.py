@@ -88,7 +88,11 @@ FAULTS: Mapping[str, FaultKind] = MappingProxyType(
             },
         ),
         "truncated_json": FaultKind(
-            "answers end in the middle of their JSON",
+            "answers are whole HTTP, but their JSON ends in the middle",
+            {"path_prefix": Argument(str, "/redfish"), "remaining": Argument(int, 1_000_000_000)},
+        ),
+        "reset_mid_body": FaultKind(
+            "the connection is reset in the middle of an answer",
             {"path_prefix": Argument(str, "/redfish"), "remaining": Argument(int, 1_000_000_000)},
         ),
     }

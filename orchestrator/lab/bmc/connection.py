@@ -8,6 +8,7 @@ import asyncio
 import socket
 import struct
 from contextlib import suppress
+from dataclasses import replace
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import h11
@@ -88,9 +89,11 @@ class Connection:
             raise _Hang(is_reset=True)
         if slow := self._machine.faults.get("bmc_slow"):
             await asyncio.sleep(slow.number("seconds"))
-        if self._machine.faults.take("truncated_json", request.method, request.path):
+        if self._machine.faults.take("reset_mid_body", request.method, request.path):
             await self._send_half(answer)
-            raise _Hang(is_reset=False)
+            raise _Hang(is_reset=True)
+        if self._machine.faults.take("truncated_json", request.method, request.path):
+            answer = replace(answer, body=answer.body[: len(answer.body) // 2])
         await self._send(answer, request.method)
         return self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
 
