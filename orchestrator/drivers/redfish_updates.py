@@ -1,0 +1,128 @@
+"""A BMC's firmware: the inventory, one update, and the task that carries it out (DSP0266; UpdateService, TaskService)."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from orchestrator.domain.errors import AnswerLost, PeerRefused
+from orchestrator.drivers.redfish_client import Answer, extended_infos, shown
+from orchestrator.drivers.redfish_reading import allowed, follow, inner, last_segment, link, listed, members, number, text
+from orchestrator.drivers.redfish_session import RedfishSession
+
+LOG = logging.getLogger(__name__)
+VANISHED = "Vanished"
+"""Our word for a task the BMC does not know any more: only the version tells what came of it."""
+FINAL_STATES = frozenset({"Completed", "Exception", "Killed", "Cancelled", "Interrupted"})
+MOST_MESSAGES = 20
+
+
+def inventory(session: RedfishSession) -> list[dict[str, Any]]:
+    """id, name, version (None where the BMC gives none), updateable of every component."""
+    components: dict[str, dict[str, Any]] = {}
+    for member in members(session, follow(session, "UpdateService", "FirmwareInventory")):
+        uri = member["@odata.id"]
+        component = _component(session, uri)
+        identifier = text(component, "Id") or last_segment(uri)
+        if identifier in components:
+            # Two resources of one Id: both are kept, so that the audit sees two versions if there are two.
+            identifier = f"{identifier} ({last_segment(uri)})"
+        components[identifier] = {
+            "id": identifier,
+            "name": text(component, "Name") or identifier,
+            "version": text(component, "Version"),
+            "updateable": component.get("Updateable") is True,
+        }
+    return list(components.values())
+
+
+def start_update(session: RedfishSession, component: str, image_uri: str, version: str) -> dict[str, Any]:
+    """SimpleUpdate of one component. Facts: task (URI), component, version. PeerRefused, AnswerLost as everywhere."""
+    where = session.client.where
+    service = session.get(follow(session, "UpdateService"))
+    action = inner(service, "Actions", "#UpdateService.SimpleUpdate")
+    target = text(action, "target")
+    if target is None:
+        raise PeerRefused(f"the BMC at {where} offers no SimpleUpdate", "update this component with the vendor's tool")
+    uri = _component_uri(session, service, component)
+    body: dict[str, Any] = {"ImageURI": image_uri, "Targets": [uri]}
+    protocol = urlsplit(image_uri).scheme.upper()
+    if protocol in allowed(action, "TransferProtocol"):
+        body["TransferProtocol"] = protocol
+    before = _task_uris(session)
+    answer = session.write("POST", target, body)
+    return {"task": _task_uri(session, answer, before), "component": component, "version": version}
+
+
+def look_at_task(session: RedfishSession, uri: str) -> dict[str, Any]:
+    """task, state, status, percent, messages. The URI may be a task's or a task monitor's."""
+    answer = session.find(uri)
+    if answer is None:
+        gone = f"the BMC at {session.client.where} does not know this task any more"
+        return {"task": uri, "state": VANISHED, "status": None, "percent": None, "messages": [gone]}
+    state = text(answer.body, "TaskState")
+    if state is None:
+        # A monitor answers 202 while the work runs and the work's own answer when it has ended (DSP0266, "Asynchronous").
+        state = "Running" if answer.status == 202 else "Completed"
+    return {
+        "task": uri,
+        "state": state,
+        "status": text(answer.body, "TaskStatus"),
+        "percent": number(answer.body, "PercentComplete"),
+        "messages": _messages(answer.body),
+    }
+
+
+def _component(session: RedfishSession, uri: str) -> Mapping[str, Any]:
+    try:
+        return session.get(uri)
+    except PeerRefused as refused:
+        # One unreadable line must not hide the others; the audit says "unknown version" for it.
+        LOG.warning("%s", refused)
+        return {}
+
+
+def _component_uri(session: RedfishSession, service: Mapping[str, Any], component: str) -> str:
+    collection = link(service, "FirmwareInventory")
+    uris = [member["@odata.id"] for member in members(session, collection)] if collection else []
+    found = next((uri for uri in uris if last_segment(uri) == component), None)
+    if found is None:
+        raise PeerRefused(
+            f"the BMC at {session.client.where} has no firmware component {component}",
+            f"it has {', '.join(sorted(map(last_segment, uris))) or 'none'}",
+        )
+    if session.get(found).get("Updateable") is False:
+        raise PeerRefused(f"the BMC at {session.client.where} says that {component} cannot be updated through it")
+    return found
+
+
+def _task_uri(session: RedfishSession, answer: Answer, before: set[str] | None) -> str:
+    """Where the accepted update can be watched: the task itself, else its monitor, else the one task that is new."""
+    kind = str(answer.body.get("@odata.type", ""))
+    if ".Task" in kind and link(answer.body):
+        return session.client.path_of(link(answer.body))
+    if answer.headers.get("location"):
+        return session.client.path_of(answer.headers["location"])
+    after = _task_uris(session)
+    new = (after or set()) - (before or set())
+    if before is not None and len(new) == 1:
+        return new.pop()
+    raise AnswerLost(
+        f"the BMC at {session.client.where} accepted the update and named no task", "read the version back when it should be done"
+    )
+
+
+def _task_uris(session: RedfishSession) -> set[str] | None:
+    """Every task the BMC lists now; None where it lists none to us."""
+    try:
+        tasks = follow(session, "Tasks", "Tasks")
+        return {session.client.path_of(link(member)) for member in members(session, tasks)}
+    except PeerRefused as refused:
+        LOG.info("%s", refused)
+        return None
+
+
+def _messages(body: Mapping[str, Any]) -> list[str]:
+    infos = [info for info in listed(body, "Messages") if isinstance(info, Mapping)] + extended_infos(body)
+    texts = [shown(str(info.get("Message") or info.get("MessageId") or "")) for info in infos]
+    return [message for message in texts if message][-MOST_MESSAGES:]
