@@ -31,6 +31,8 @@ from orchestrator.drivers.processes import ProcessId
 
 START_LIMIT_S = 90.0
 """How long a head may take to answer; 5 s on a quiet machine, 10 s on a loaded one."""
+ADOPT_LIMIT_S = 40.0
+"""How long a head that runs may take to answer; it may have been started a moment ago by a command that was killed."""
 KEPT_SESSIONS = 2
 """Session folders (logs, sockets) of earlier lives kept in a head's temporary directory."""
 
@@ -91,7 +93,7 @@ def ensure_head(config: HeadConfig) -> HeadInfo:
     token = ensure_token(config.home, config.name)
     with _locked(config):
         known = head_info(config.name, config.home)
-        if known and _fits(known, config) and is_healthy(known):
+        if known and _fits(known, config) and _comes_up(known, ADOPT_LIMIT_S):
             return known
         # A head that is broken, of another version or half dead is ended whole: what it knew is in the journal.
         processes.end(lambda: processes.marked(_marker(config.name, config.home)), patience_s=2.0)
@@ -173,7 +175,10 @@ def client_environment(token: Path) -> dict[str, str]:
 
 
 def temp_directory(name: str, home: Path) -> Path:
-    """Ray's own folder for this head. Short, because Ray puts Unix sockets in it and their paths end at 107 bytes."""
+    """This head's folder outside HOME. Short, because Ray puts Unix sockets in it and their paths end at 107 bytes.
+
+    Ray's own folder lies inside, because Ray opens that one to everybody (mode 0777).
+    """
     digest = hashlib.sha256(f"{home.resolve()}\0{name}".encode()).hexdigest()[:8]
     return Path("/tmp") / f"rackray-{digest}"  # noqa: S108 - checked to be ours and 0700 before use
 
@@ -214,7 +219,8 @@ def _start(config: HeadConfig, token: Path) -> HeadInfo:
         temp_dir=str(temp_dir),
     )
     _write_state(info, config.home)
-    _wait_until_up(info, log, began)
+    if not _comes_up(info, START_LIMIT_S):
+        raise _never_came_up(info, log, began)
     return info
 
 
@@ -238,18 +244,20 @@ def _argv(config: HeadConfig, temp_dir: Path) -> list[str]:
     ]
 
 
-def _wait_until_up(info: HeadInfo, log: Path, began: int) -> None:
-    until = time.monotonic() + START_LIMIT_S
-    while time.monotonic() < until:
-        if not info.process.is_alive():
-            break
+def _comes_up(info: HeadInfo, limit_s: float) -> bool:
+    until = time.monotonic() + limit_s
+    while time.monotonic() < until and info.process.is_alive():
         if _accepts(info.address, info.port) and is_healthy(info):
-            return
+            return True
         time.sleep(0.2)
+    return False
+
+
+def _never_came_up(info: HeadInfo, log: Path, began: int) -> PeerUnreachable:
     with log.open(errors="replace") as file:
         file.seek(began)
         words = " | ".join(line.strip() for line in file.read().splitlines()[-5:])
-    raise PeerUnreachable(
+    return PeerUnreachable(
         f"the {info.name} Ray head at {info.address}:{info.port} did not come up within {START_LIMIT_S:g} s: {words}",
         f"see {log}",
     )
@@ -265,15 +273,16 @@ def _fits(info: HeadInfo, config: HeadConfig) -> bool:
 
 
 def _own_temp_directory(config: HeadConfig) -> Path:
+    """Ray's folder, in a folder that is ours alone."""
     path = temp_directory(config.name, config.home)
     path.mkdir(mode=0o700, exist_ok=True)
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
         raise PeerUnreachable(f"{path} belongs to somebody else or is open to others", f"remove {path} and run the command again")
-    sessions = sorted(entry for entry in path.glob("session_2*") if not entry.is_symlink())  # named by their time
+    sessions = sorted(entry for entry in path.glob("r/session_2*") if not entry.is_symlink())  # named by their time
     for old in sessions[:-KEPT_SESSIONS]:
         shutil.rmtree(old, ignore_errors=True)  # tidying only: what cannot be removed is tried again next time
-    return path
+    return path / "r"
 
 
 def _accepts(address: str, port: int) -> bool:
