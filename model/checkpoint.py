@@ -9,48 +9,12 @@ step-000120.draft/  while it is written     →  step-000120/  complete     → 
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from model.contract import RunSpec
+from model.contract import FileRecord, Manifest, RunSpec, write_manifest
 from model.engine import Engine, from_every_rank, from_rank_zero, random_state_name, wait_for_every_rank
-from model.manifest import (
-    CheckpointChoice,
-    FileRecord,
-    Manifest,
-    SkippedCheckpoint,
-    damaged_checkpoints,
-    describe_file,
-    files_in,
-    newest_complete,
-    step_folder_name,
-    step_folders,
-    sync_directory,
-    sync_file,
-    write_manifest,
-)
-
-
-class CheckpointError(Exception):
-    """A checkpoint cannot be written or continued; the message says why and what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class Resumption:
-    """What a resumed run starts from."""
-
-    choice: CheckpointChoice | None
-    """None: no complete checkpoint, so from the beginning."""
-    skipped: tuple[SkippedCheckpoint, ...]
-    """Damaged checkpoints newer than the chosen one."""
-
-    @property
-    def step(self) -> int:
-        return self.choice.manifest.step if self.choice else 0
-
-    def steps_lost(self, furthest_step: int) -> int:
-        """Steps that an earlier attempt had done and that are done again."""
-        return max([furthest_step, *(skipped.step for skipped in self.skipped)]) - self.step
+from model.manifest import describe_file, files_in, step_folder_name, step_folders, sync_directory, sync_file
+from model.resumption import CheckpointError, Resumption, choose_resumption, manifest_for
 
 
 class Checkpoints:
@@ -63,13 +27,12 @@ class Checkpoints:
     def find(self) -> Resumption:
         """The newest complete checkpoint, the same on every rank: rank 0 verifies and the others follow.
 
-        Raises CheckpointError, on every rank, where it belongs to another layout or model, or where the run is a
-        fresh one and the directory is not.
+        Raises CheckpointError, on every rank, for the reasons of `choose_resumption`.
         """
         found: Resumption | str = ""
         if self._rank == 0:
             try:
-                found = self._find_here()
+                found = choose_resumption(self._spec)
             except (CheckpointError, OSError) as error:
                 found = str(error) or type(error).__name__
         found = from_rank_zero(found)
@@ -91,35 +54,13 @@ class Checkpoints:
         draft.mkdir(parents=True, exist_ok=True)  # on a directory that is not shared; `_records` then says so
         engine.save(draft, step)
         wait_for_every_rank()  # DeepSpeed waits for its own files only
-        manifest = self._manifest(step, self._records(draft))
+        manifest = manifest_for(self._spec, step=step, files=self._records(draft))
         if self._rank == 0:
             write_manifest(draft, manifest)
             self._publish(draft, step)
-            self._prune()
+            self._prune(step)
         wait_for_every_rank()
         return manifest
-
-    def _find_here(self) -> Resumption:
-        if not self._spec.resume:
-            folders = step_folders(self._directory)
-            if folders:
-                raise CheckpointError(
-                    f"{self._directory} already holds {folders[0][1].name} and this run starts from the beginning; "
-                    "set resume to true, or choose another checkpoint.directory"
-                )
-            return Resumption(None, ())
-        choice = newest_complete(self._directory)
-        if choice is None:
-            return Resumption(None, damaged_checkpoints(self._directory))
-        wanted = self._manifest(0, ())
-        for name in ("layout", "world_size", "model", "precision"):
-            there, here = getattr(choice.manifest, name), getattr(wanted, name)
-            if there != here:
-                raise CheckpointError(
-                    f"{choice.folder} was written with {name} {there}, this run has {here}; "
-                    f"continue it with the same {name}, or start in another checkpoint.directory"
-                )
-        return Resumption(choice, choice.skipped)
 
     def _records(self, draft: Path) -> tuple[FileRecord, ...]:
         """Size and hash of every file, on disk for good; each rank does its share of them."""
@@ -143,17 +84,6 @@ class Checkpoints:
             )
         return tuple(sorted((record for share in shares for record in share), key=lambda record: record.path))
 
-    def _manifest(self, step: int, files: tuple[FileRecord, ...]) -> Manifest:
-        return Manifest(
-            run_id=self._spec.run_id,
-            step=step,
-            world_size=self._world_size,
-            layout=asdict(self._spec.layout),
-            model=asdict(self._spec.model),
-            precision=self._spec.precision,
-            files=files,
-        )
-
     def _publish(self, draft: Path, step: int) -> None:
         folder = self._directory / step_folder_name(step)
         if folder.exists():
@@ -162,8 +92,11 @@ class Checkpoints:
         draft.rename(folder)
         sync_directory(self._directory)
 
-    def _prune(self) -> None:
-        for _, folder in step_folders(self._directory)[self._spec.checkpoint.keep :]:
+    def _prune(self, step: int) -> None:
+        # Newer than the one just written: damaged ones, or this attempt would have begun from them.
+        folders = step_folders(self._directory)
+        newer = [folder for other, folder in folders if other > step]
+        for folder in newer + [folder for _, folder in folders[len(newer) + self._spec.checkpoint.keep :]]:
             self._delete(folder)
 
     def _delete(self, folder: Path) -> None:

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING
 from model.contract import ContractError, ExitCode, RunSpec
 from model.progress import Reporter, furthest_step
 from model.ranks import RankEnvironment
+from model.resumption import CheckpointError, Resumption
 
 if TYPE_CHECKING:
-    from model.checkpoint import Checkpoints, Resumption
+    from model.checkpoint import Checkpoints
     from model.data import Batches, Corpus
     from model.engine import Engine
 
@@ -74,7 +75,7 @@ def _run(spec: RunSpec, ranks: RankEnvironment, report: Reporter, stop: StopRequ
         if ranks.rank == 0:
             report.beat("data")
             prepare_corpus(spec)
-        from model.checkpoint import CheckpointError, Checkpoints
+        from model.checkpoint import Checkpoints
         from model.engine import PeerLost, as_peer_lost, build_engine, join_ranks, leave_ranks
     except DataError as error:
         return _fail(ranks, error, ExitCode.BAD_DATA)

@@ -70,6 +70,7 @@ def test_every_layout_has_the_same_losses_and_gradient_norms(
     ]
 
 
+@pytest.mark.slow
 def test_an_untied_head_learns_the_same_in_a_pipeline(start: Launcher, runs: Path) -> None:
     flat, staged = (
         start(tiny_spec(runs / f"untied-{stages}", layout={"pipeline": stages}, model={"tied": False}, steps=3))
@@ -120,27 +121,7 @@ def test_a_torn_checkpoint_is_passed_over_and_the_steps_lost_are_told(single: La
     verify_manifest(copy / "checkpoints" / "step-000005")
 
 
-def test_a_checkpoint_of_another_run_is_neither_overwritten_nor_continued(
-    single: Launch, start: Launcher, runs: Path, tmp_path: Path
-) -> None:
-    directory = {"directory": single.spec.checkpoint.directory}
-    fresh = start(tiny_spec(tmp_path / "fresh", data={"directory": str(runs / "data")}, checkpoint=directory))
-    wider = tiny_spec(
-        tmp_path / "wider",
-        data={"directory": str(runs / "data")},
-        checkpoint=directory,
-        model={"d_ff": 128},
-        resume=True,
-    )
-    other = start(wider)
-    finish(fresh, ExitCode.BAD_CHECKPOINT)
-    finish(other, ExitCode.BAD_CHECKPOINT)
-    assert "already holds step-000005" in fresh.say()
-    assert "'d_ff': 64" in other.say()
-    assert newest_complete(Path(single.spec.checkpoint.directory)) is not None
-
-
-STEPS = 12
+STEPS = 40
 
 
 def resumable(runs: Path, name: str, layout: dict[str, int], **changes: Any) -> RunSpec:
@@ -174,14 +155,13 @@ def test_a_run_killed_in_its_middle_resumes_as_if_nothing_had_happened(
     killed.send(1, signal.SIGKILL)
     codes = killed.wait()
     assert codes[1] == -signal.SIGKILL
-    # Rank 0 says that it lost its peer, unless it had done its last step before it could notice.
     assert codes[0] == ExitCode.PEER_LOST, killed.say()
     assert "went away" in killed.say()
 
     resumed = finish(start(resumable(runs, f"killed-{name}", layout, resume=True)))
     finish(undisturbed)
     started = resumed.events("started")[-1]
-    assert started.detail["from_step"] in (4, 8)
+    assert 4 <= started.detail["from_step"] < STEPS
     assert started.detail["resumed_from"] == f"step-{started.step:06d}"
     assert resumed.curve() == undisturbed.curve()
     assert resumed.steps()[-1].heldout_loss == undisturbed.steps()[-1].heldout_loss

@@ -1,0 +1,74 @@
+"""Which checkpoint a run continues from, or why it must not.  Standard library only."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from model.contract import CheckpointChoice, FileRecord, Manifest, RunSpec, SkippedCheckpoint, newest_complete
+from model.manifest import damaged_checkpoints, step_folders
+
+
+class CheckpointError(Exception):
+    """A checkpoint cannot be written or continued; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resumption:
+    """What a run starts from."""
+
+    choice: CheckpointChoice | None
+    """None: from the beginning."""
+    skipped: tuple[SkippedCheckpoint, ...]
+    """Damaged checkpoints newer than the chosen one."""
+
+    @property
+    def step(self) -> int:
+        """Steps already completed."""
+        return self.choice.manifest.step if self.choice else 0
+
+    def steps_lost(self, furthest_step: int) -> int:
+        """Steps that an earlier attempt had done and that are done again; `furthest_step` is its last one."""
+        return max([furthest_step, *(skipped.step for skipped in self.skipped)]) - self.step
+
+
+def choose_resumption(spec: RunSpec) -> Resumption:
+    """The newest complete checkpoint of a run that resumes; the beginning for any other and where there is none.
+
+    Raises CheckpointError where the checkpoint belongs to another layout, model or precision, and where a run that
+    starts from the beginning finds checkpoints: nothing is overwritten or continued by accident.
+    """
+    directory = Path(spec.checkpoint.directory)
+    if not spec.resume:
+        folders = step_folders(directory)
+        if folders:
+            raise CheckpointError(
+                f"{directory} already holds {folders[0][1].name} and this run starts from the beginning; "
+                "set resume to true, or choose another checkpoint.directory"
+            )
+        return Resumption(None, ())
+    choice = newest_complete(directory)
+    if choice is None:
+        return Resumption(None, damaged_checkpoints(directory))
+    wanted = manifest_for(spec, step=choice.manifest.step, files=())
+    for name in ("layout", "world_size", "model", "precision"):
+        there, here = getattr(choice.manifest, name), getattr(wanted, name)
+        if there != here:
+            raise CheckpointError(
+                f"{choice.folder} was written with {name} {there}, this run has {here}; "
+                f"continue it with the same {name}, or start in another checkpoint.directory"
+            )
+    return Resumption(choice, choice.skipped)
+
+
+def manifest_for(spec: RunSpec, *, step: int, files: tuple[FileRecord, ...]) -> Manifest:
+    """The manifest of the run's checkpoint after `step` steps."""
+    return Manifest(
+        run_id=spec.run_id,
+        step=step,
+        world_size=spec.layout.ranks,
+        layout=asdict(spec.layout),
+        model=asdict(spec.model),
+        precision=spec.precision,
+        files=files,
+    )

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training_launch import tiny_spec
+
+from model.contract import RunSpec, write_manifest
+from model.manifest import describe_file, files_in, step_folder_name
+from model.resumption import CheckpointError, choose_resumption, manifest_for
+
+
+def a_spec(folder: Path, **changes: Any) -> RunSpec:
+    return tiny_spec(folder / "run", **{"resume": True, **changes})
+
+
+def write_checkpoint(spec: RunSpec, step: int) -> Path:
+    folder = Path(spec.checkpoint.directory) / step_folder_name(step)
+    folder.mkdir(parents=True)
+    (folder / "weights.pt").write_bytes(b"weights")
+    files = tuple(describe_file(folder, name) for name in files_in(folder))
+    write_manifest(folder, manifest_for(spec, step=step, files=files))
+    return folder
+
+
+def test_a_run_without_checkpoints_begins_at_the_beginning(tmp_path: Path) -> None:
+    for resume in (True, False):
+        assert choose_resumption(a_spec(tmp_path, resume=resume)).step == 0
+
+
+def test_the_newest_complete_checkpoint_is_taken_and_the_lost_steps_are_counted(tmp_path: Path) -> None:
+    spec = a_spec(tmp_path)
+    for step in (5, 10):
+        write_checkpoint(spec, step)
+    assert choose_resumption(spec).step == 10
+    assert choose_resumption(spec).steps_lost(furthest_step=13) == 3
+    (Path(spec.checkpoint.directory) / "step-000010" / "weights.pt").write_bytes(b"other words")
+    after_damage = choose_resumption(spec)
+    assert (after_damage.step, [skipped.step for skipped in after_damage.skipped]) == (5, [10])
+    # The progress file may be lost too; the damaged checkpoint alone tells that step 10 was reached.
+    assert after_damage.steps_lost(furthest_step=0) == 5
+
+
+def test_a_run_that_begins_anew_does_not_write_over_another_ones_checkpoints(tmp_path: Path) -> None:
+    write_checkpoint(a_spec(tmp_path), 5)
+    with pytest.raises(CheckpointError, match=r"already holds step-000005 .* set resume to true"):
+        choose_resumption(a_spec(tmp_path, resume=False))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model": {"d_ff": 128}}, "written with model .*'d_ff': 64"),
+        ({"layout": {"data": 2}}, "written with layout .*'data': 1"),
+        ({"layout": {"zero": 3}}, "written with layout .*'zero': 1"),
+        ({"precision": "bf16"}, "written with precision fp32, this run has bf16"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused_and_not_loaded_wrong(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    write_checkpoint(a_spec(tmp_path), 5)
+    with pytest.raises(CheckpointError, match=words):
+        choose_resumption(a_spec(tmp_path, **changes))
+
+
+def test_more_steps_and_another_rate_may_continue_a_run(tmp_path: Path) -> None:
+    spec = a_spec(tmp_path)
+    write_checkpoint(spec, 5)
+    assert choose_resumption(replace(spec, steps=50, run_id="again")).step == 5
