@@ -34,6 +34,7 @@ ADD_LIMIT_S = 300.0
 ASK_LIMIT_S = 30.0
 DOWN_LIMIT_S = 60.0
 END_LIMIT_S = 10.0
+REAP_LIMIT_S = 1.0
 
 Value = str | int | float
 
@@ -236,6 +237,10 @@ def _ask_to_go(paths: LabPaths, pid: int) -> tuple[str, ...]:
         with contextlib.suppress(ProcessLookupError):  # it ended just now
             os.kill(pid, signal.SIGKILL)
         _await_end(paths, END_LIMIT_S)
+    # An ended process shows in `ps` until this machine's pid 1 has reaped it; give it the moment, but do not depend on it.
+    deadline_s = time.monotonic() + REAP_LIMIT_S
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline_s:
+        time.sleep(0.02)
     return nodes
 
 

@@ -171,14 +171,17 @@ class NodeGpus:
     def fault(self, name: str, gpu: int, **arguments: int) -> None:
         """Breaks one GPU. Raises: LabError for an unknown fault, GPU or argument."""
         values = self._arguments(name, gpu, arguments)
-        self._change({key: broken.format(**values) for key, broken, _ in self._keys(name, gpu, values)})
+        suffix = f".{gpu}.{values['link']}" if "link" in values else f".{gpu}"
+        self._change({key + suffix: broken.format(**values) for key, (broken, _) in GPU_FAULTS[name].items()})
 
     def heal(self, name: str, gpu: int | None = None, **arguments: int) -> None:
-        """Undoes a fault of one GPU, or of all of them. Raises: LabError as `fault` does."""
+        """Undoes a fault: of all GPUs, of one, of one of its links. Raises: LabError as `fault` does."""
         changes: dict[str, str] = {}
         for index in range(self.count) if gpu is None else (gpu,):
-            values = self._arguments(name, index, arguments)
-            changes |= {key: sound for key, _, sound in self._keys(name, index, values)}
+            self._arguments(name, index, arguments)
+            place = f".{index}.{arguments['link']}" if "link" in arguments else f".{index}"
+            for stem, (_, sound) in GPU_FAULTS[name].items():
+                changes |= {key: sound for key in self.read() if f"{key}.".startswith(f"{stem}{place}.")}
         self._change(changes)
 
     def read(self) -> dict[str, str]:
@@ -213,10 +216,6 @@ class NodeGpus:
         if strange:
             raise LabError(f"{name} takes no {strange[0]!r}", hint=f"it takes gpu{''.join(f', {word}' for word in known)}")
         return {**known, **given}
-
-    def _keys(self, name: str, gpu: int, values: Mapping[str, int]) -> list[tuple[str, str, str]]:
-        suffix = f".{gpu}.{values['link']}" if "link" in values else f".{gpu}"
-        return [(key + suffix, broken, sound) for key, (broken, sound) in GPU_FAULTS[name].items()]
 
     def _change(self, changes: Mapping[str, str]) -> None:
         with self._lock:

@@ -134,12 +134,14 @@ class NodeProcess:
             self._cord = -1
 
     def freeze(self) -> None:
-        """The silent power fault: every process but pid 1 stops, sockets stay open, nothing answers any more.
+        """The silent power fault: the node's processes stop, sockets stay open, nothing answers any more.
 
-        Pid 1 goes on, because a stopped one could not see the lab end, and would outlive it.
+        Two kinds go on. Pid 1, because a stopped one could not see the lab end, and would outlive it. And those whose parent
+        is outside, the first sshd of a connection: nsenter(1) stops itself when its child stops, could not reap it then,
+        and a namespace ends only when all its processes are reaped. That sshd only waits for the one that talks.
         """
         stopped: set[int] = set()
-        while fresh := set(processes_of(self.pid)) - stopped - {self.pid}:  # until none was forked meanwhile
+        while fresh := set(_born_inside(self.pid)) - stopped:  # until none was forked meanwhile
             for pid in fresh:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGSTOP)
@@ -161,6 +163,15 @@ def processes_of(pid: int) -> Iterator[int]:
     for other in _all_pids():
         with contextlib.suppress(FileNotFoundError, PermissionError, ProcessLookupError):
             if os.readlink(f"/proc/{other}/ns/pid") == namespace:
+                yield other
+
+
+def _born_inside(pid: int) -> Iterator[int]:
+    """Processes of the namespace of `pid` whose parent is in it too."""
+    inside = set(processes_of(pid))
+    for other in inside:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if _stat_fields(other)[1] in map(str, inside):
                 yield other
 
 
@@ -196,10 +207,15 @@ def start_time(pid: int) -> int | None:
     Together with the pid it names one process for good, and a zombie counts as none.
     """
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = _stat_fields(pid)
     except (FileNotFoundError, ProcessLookupError):
         return None
     return None if fields[0] in "ZX" else int(fields[19])
+
+
+def _stat_fields(pid: int) -> list[str]:
+    """/proc/PID/stat from its third field on: state, parent, …; the name before may hold anything, spaces too."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def _first_line(process: subprocess.Popen[bytes]) -> bytes:

@@ -7,6 +7,7 @@ operating system is up but whose sshd is not. `sshd -i` (sshd(8)) takes the conn
 import contextlib
 import logging
 import select
+import signal
 import socket
 import subprocess
 import threading
@@ -62,7 +63,7 @@ class SshAcceptor:
         self._doors: dict[str, _Open] = {}
         self._names: dict[int, str] = {}
         self._faults: dict[str, SshFault] = {}
-        self._sessions: list[subprocess.Popen[bytes]] = []
+        self._sessions: list[tuple[str, subprocess.Popen[bytes]]] = []
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._accept_forever, name="ssh acceptor", daemon=True)
         self._thread.start()
@@ -114,7 +115,7 @@ class SshAcceptor:
         with self._lock:
             for name in list(self._doors):
                 self._close(name)
-        for session in self._sessions:
+        for _, session in self._sessions:
             with contextlib.suppress(subprocess.TimeoutExpired):  # a node that lives on keeps its sessions
                 session.wait(1.0)
         self._epoll.close()
@@ -146,6 +147,11 @@ class SshAcceptor:
         if opened is not None:
             self._stop_listening(opened)
             self._release(opened)
+        # The half of nsenter that waits outside stops when the half inside is stopped, and a namespace ends only when the
+        # last of it is reaped. Not killed: on a machine whose pid 1 does not reap, nobody else would.
+        for owner, session in self._sessions:
+            if owner == name:
+                session.send_signal(signal.SIGCONT)
 
     @staticmethod
     def _release(opened: _Open) -> None:
@@ -161,7 +167,8 @@ class SshAcceptor:
                         self._accept(descriptor)
                     except OSError:  # out of descriptors or processes: this connection is lost, the next may not be
                         log.exception("a connection could not be given to its node")
-            self._sessions = [session for session in self._sessions if session.poll() is None]
+            with self._lock:
+                self._sessions = [(name, session) for name, session in self._sessions if session.poll() is None]
 
     def _accept(self, descriptor: int) -> None:
         opened = self._doors.get(self._names.get(descriptor, ""))
@@ -182,14 +189,13 @@ class SshAcceptor:
 
     def _serve(self, door: SshDoor, connection: socket.socket) -> None:
         with connection, door.log.open("ab") as log_file:
-            self._sessions.append(
-                subprocess.Popen(  # noqa: S603 - sshd with our own words
-                    door.sshd_command,
-                    stdin=connection.fileno(),
-                    stdout=connection.fileno(),
-                    stderr=log_file,
-                    cwd="/",
-                    env=NODE_ENVIRONMENT,
-                    start_new_session=True,
-                )
+            session = subprocess.Popen(  # noqa: S603 - sshd with our own words
+                door.sshd_command,
+                stdin=connection.fileno(),
+                stdout=connection.fileno(),
+                stderr=log_file,
+                cwd="/",
+                env=NODE_ENVIRONMENT,
+                start_new_session=True,
             )
+        self._sessions.append((door.name, session))
