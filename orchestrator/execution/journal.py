@@ -5,12 +5,8 @@ SQLite in WAL mode with synchronous=FULL by default; any SQLAlchemy URL works, b
 """
 
 import json
-import os
-import socket
-import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -18,7 +14,6 @@ import sqlalchemy as sa
 from orchestrator.domain.errors import JournalBroken, LeaseHeld
 from orchestrator.domain.event import Event
 from orchestrator.domain.state import ClusterState
-from orchestrator.execution.processes import alive, own_start_ticks
 
 _META = sa.MetaData()
 _EVENTS = sa.Table(
@@ -82,12 +77,20 @@ class Observation:
 class Journal:
     """One connection pool to the journal. Every method that writes has made it durable when it returns."""
 
-    def __init__(self, url: str, before_write: Callable[[], None] | None = None, after_write: Callable[[], None] | None = None) -> None:
-        """Open (and create) the journal at `url`. The two hooks are called around every write; tests kill the process there.
+    def __init__(
+        self,
+        url: str,
+        has_ended: Callable[[str], bool] = lambda holder: False,
+        before_write: Callable[[], None] | None = None,
+        after_write: Callable[[], None] | None = None,
+    ) -> None:
+        """Open (and create) the journal at `url`.
 
-        Raises JournalBroken when the file cannot be opened, or is no journal of ours.
+        `has_ended` says whether a lease holder's process has certainly ended, so that its lease need not run out first. The two
+        hooks are called around every write; tests kill the process there. Raises JournalBroken when the file cannot be opened,
+        or is no journal of ours.
         """
-        self._before, self._after = before_write, after_write
+        self._has_ended, self._before, self._after = has_ended, before_write, after_write
         self._engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S} if url.startswith("sqlite") else {})
         if url.startswith("sqlite"):
             sa.event.listen(self._engine, "connect", _sqlite_durable)
@@ -153,11 +156,15 @@ class Journal:
                 connection.execute(sa.insert(_OBSERVATIONS).values(values))
 
     # ------------------------------------------------------------------ the lease
+    def is_free(self, lease: Lease | None, now_s: float) -> bool:
+        """Whether anyone may take the lease: given back, its holder has ended, or it ran out so long ago that the last exchange is over."""
+        return lease is None or not lease.holder or self._has_ended(lease.holder) or now_s > lease.until_s + TAKEOVER_GRACE_S
+
     def take_lease(self, holder: str, now_s: float) -> int:
         """Become the one who decides; returns the new epoch. Raises LeaseHeld while somebody else does."""
         with self._writing() as connection:
             row = connection.execute(sa.select(_LEASE).where(_LEASE.c.id == 1)).first()
-            if row is not None and row.holder and not _is_free(Lease(row.epoch, row.holder, row.until_s), now_s):
+            if row is not None and not self.is_free(Lease(row.epoch, row.holder, row.until_s), now_s):
                 raise LeaseHeld(
                     f"{describe_holder(row.holder)} decides at the moment (epoch {row.epoch})",
                     "your request is journaled and will be carried out there; `rackray status` shows the progress",
@@ -273,29 +280,7 @@ def _sqlite_begin_immediate(connection: sa.Connection) -> None:
     connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
 
 
-def journal_url(home: Path) -> str:
-    """The journal of `home`; RACKRAY_DATABASE_URL overrides it. The folder is made with mode 0700."""
-    named = os.environ.get("RACKRAY_DATABASE_URL")
-    if named:
-        return named
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return f"sqlite:///{home.resolve()}/state.db"
-
-
-def this_process() -> str:
-    """Who would hold the lease: host, pid, and the pid's start time, so that a reused pid is not mistaken for it."""
-    return f"{socket.gethostname()}:{os.getpid()}:{own_start_ticks()}:{uuid.uuid4().hex[:8]}"
-
-
 def describe_holder(holder: str) -> str:
-    """The holder for people."""
+    """The holder for people. Holders are written HOST:PID:START:NONCE."""
     host, pid, *_ = [*holder.split(":"), "?"]
     return f"process {pid} on {host}"
-
-
-def _is_free(lease: Lease, now_s: float) -> bool:
-    """A lease is free when its holder ended on this host, or when it ran out long enough ago for its last exchange to be over."""
-    host, pid, ticks, *_ = [*lease.holder.split(":"), "0", "0"]
-    if host == socket.gethostname():
-        return not alive(int(pid), int(ticks)) or now_s > lease.until_s + TAKEOVER_GRACE_S
-    return now_s > lease.until_s + TAKEOVER_GRACE_S

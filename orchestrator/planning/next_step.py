@@ -135,6 +135,7 @@ def _identified(context: Context) -> Decision:
 
 
 def _credentialed(context: Context) -> Decision:
+    """Power on. A machine without the image gets its one-time boot order first, while it is off: its first boot is the right one."""
     record = context.record
     seen = record.fact(Action.BMC_OBSERVE)
     power_at_s = record.fact_at_s(Action.BMC_POWER)
@@ -144,28 +145,60 @@ def _credentialed(context: Context) -> Decision:
         return context.step(Action.BMC_OBSERVE, "read the power state back")
     if seen["power"] == "On":
         return context.move(NodeState.POWERED, "BMC says On" + ("" if power_at_s > 0 else "; it was on already"))
-    if seen["power"] == "Off" and context.now_s > power_at_s + POWER_SETTLES_S:
-        return context.step(Action.BMC_POWER, f"BMC says {seen['power']}", reset="On")
-    return context.look_again(Action.BMC_OBSERVE, f"power is {seen['power']}, waiting for On")
+    if seen["power"] != "Off" or context.now_s <= power_at_s + POWER_SETTLES_S:
+        return context.look_again(Action.BMC_OBSERVE, f"power is {seen['power']}, waiting for On")
+    report = record.fact(Action.IMAGE_REPORT)
+    if report is None:
+        return _ask_for_image(context, "does it carry the image already?")
+    lacks = _lacks_image(report)
+    if lacks and record.fact(Action.BMC_BOOT_ONCE) is None:
+        return context.step(Action.BMC_BOOT_ONCE, f"{lacks}: its first boot goes to the network", target="Pxe")
+    return context.step(Action.BMC_POWER, "BMC says Off", reset="On")
+
+
+def _ask_for_image(context: Context, because: str) -> Decision:
+    return context.look_again(
+        Action.IMAGE_REPORT, because, serial=context.node.serial, image=context.site.spec.services.image.name
+    )
+
+
+def _lacks_image(report: Mapping[str, Any]) -> str:
+    """What is wrong with the image the image service knows of, or an empty string."""
+    if not report["installed"]:
+        return "it has no image"
+    if report["digest"] != report["wanted_digest"]:
+        return f"it has image {report['digest'][:19]}, published is {report['wanted_digest'][:19]}"
+    return "" if report["ssh_host_key"] else "its image step reported no SSH host key"
 
 
 def _powered(context: Context) -> Decision:
-    record, image = context.record, context.site.spec.services.image.name
-    asked = {"serial": context.node.serial, "image": image}
-    seen = record.fact(Action.IMAGE_REPORT)
-    if seen is None:
-        return context.step(Action.IMAGE_REPORT, "does it carry the image already?", **asked)
-    boot_at_s = record.fact_at_s(Action.BMC_BOOT_ONCE)
-    restarted = record.fact_at_s(Action.BMC_POWER) > boot_at_s > 0
-    fresh = not restarted or record.fact_at_s(Action.IMAGE_REPORT) > record.fact_at_s(Action.BMC_POWER)
-    if seen["installed"] and seen["digest"] == seen["wanted_digest"] and seen["ssh_host_key"] and fresh:
-        return context.move(NodeState.IMAGED, f"image {seen['image']} {seen['digest'][:19]} read back, SSH host key pinned")
-    if boot_at_s < 0:
-        has = f"it has {seen['digest'][:19]}, wanted {seen['wanted_digest'][:19]}" if seen["installed"] else "it has no image"
-        return context.step(Action.BMC_BOOT_ONCE, has, target="Pxe")
-    if not restarted:
-        return context.step(Action.BMC_POWER, "boot once from the network", reset="ForceRestart")
-    return context.look_again(Action.IMAGE_REPORT, "waiting for the image step to report", **asked)
+    record, report = context.record, context.record.fact(Action.IMAGE_REPORT)
+    power_at_s, boot_at_s = record.fact_at_s(Action.BMC_POWER), record.fact_at_s(Action.BMC_BOOT_ONCE)
+    reset = (record.fact(Action.BMC_POWER) or {}).get("reset")
+    booted = boot_at_s > 0 and power_at_s > boot_at_s and reset == "On"
+    if report is None or (booted and record.fact_at_s(Action.IMAGE_REPORT) <= power_at_s):
+        return _ask_for_image(context, "has the network boot laid the image down?" if booted else "does it carry the image already?")
+    lacks = _lacks_image(report)
+    if not lacks:
+        return context.move(NodeState.IMAGED, f"image {report['image']} {report['digest'][:19]} read back, SSH host key pinned")
+    if booted:
+        return _ask_for_image(context, "waiting for the image step to report")
+    return _boot_from_network(context, lacks)
+
+
+def _boot_from_network(context: Context, because: str) -> Decision:
+    """Off, boot order, on: a one-time boot order set on a machine that is just booting would be consumed by that boot."""
+    record, seen = context.record, context.record.fact(Action.BMC_OBSERVE)
+    power_at_s = record.fact_at_s(Action.BMC_POWER)
+    if (record.fact(Action.BMC_POWER) or {}).get("reset") != "ForceOff":
+        return context.step(Action.BMC_POWER, f"{because}: off first, so that no boot is under way", reset="ForceOff")
+    if seen is None or record.fact_at_s(Action.BMC_OBSERVE) <= power_at_s:
+        return context.step(Action.BMC_OBSERVE, "read the power state back")
+    if seen["power"] != "Off":
+        return context.look_again(Action.BMC_OBSERVE, f"power is {seen['power']}, waiting for Off")
+    if record.fact_at_s(Action.BMC_BOOT_ONCE) <= power_at_s:
+        return context.step(Action.BMC_BOOT_ONCE, because, target="Pxe")
+    return context.step(Action.BMC_POWER, "boot once from the network", reset="On")
 
 
 def _imaged(context: Context) -> Decision:

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from orchestrator.domain.health import sound_probe
 from orchestrator.domain.node import SETTLED, Fact, NodeRecord, NodeState
-from orchestrator.domain.operation import Action
+from orchestrator.domain.operation import MUTATING, Action
 from orchestrator.domain.plan import Hold, Move, Settle, Step
 from orchestrator.planning.next_step import next_step
 from orchestrator.planning.rollout import to_bring_up, waves
@@ -66,13 +67,12 @@ def _walk(record: NodeRecord, site: Site, seen: Mapping[Action, Mapping[str, Any
 
 def _success(step: Step, site: Site, world: dict[Action, Mapping[str, Any]]) -> Mapping[str, Any]:
     """The facts `step` yields when all goes well; looks answer with what was really seen, as long as nothing changed it."""
-    if step.action in world and step.action not in (Action.BMC_POWER, Action.BMC_UPDATE):
+    if step.action in world and step.action not in MUTATING:
         return world[step.action]
     name, node = step.node, site.nodes[step.node]
-    after = _after(step, site, world)
+    after = _after(step, world)
     world.update(after)
     baseline = site.baseline(name)
-    gpu = {"ok": True}
     answers: Mapping[Action, Mapping[str, Any]] = {
         Action.BMC_IDENTIFY: {"serial": node.serial, "model": site.sku(name).model, "power": "Off", "account": "factory"},
         Action.BMC_OBSERVE: {"power": "Off", "boot_override_enabled": "Disabled", "boot_override_target": "None"},
@@ -84,22 +84,24 @@ def _success(step: Step, site: Site, world: dict[Action, Mapping[str, Any]]) -> 
         Action.BMC_TASKS: {"tasks": []},
         Action.BMC_UPDATE: {"task": "the update's task"},
         Action.BMC_TASK: {"state": "Completed"},
-        Action.NODE_PROBE: {"healthy": gpu},
+        Action.NODE_PROBE: sound_probe(site.sku(name).gpus.model, site.sku(name).gpus.count),
         Action.NODE_COMPUTE: {"repeatable": True, "device": "", "gflops": 0.0},
         Action.CELL_OBSERVE: {"alive": True},
     }
     return answers.get(step.action, {})
 
 
-def _after(step: Step, site: Site, world: Mapping[Action, Mapping[str, Any]]) -> dict[Action, Mapping[str, Any]]:
+def _after(step: Step, world: Mapping[Action, Mapping[str, Any]]) -> dict[Action, Mapping[str, Any]]:
     """What later looks will see because of this step."""
-    if step.action is Action.BMC_POWER and step.args["reset"] == "On":
-        return {Action.BMC_OBSERVE: {"power": "On", "boot_override_enabled": "Disabled", "boot_override_target": "None"}}
     if step.action is Action.BMC_POWER:
+        power = "On" if step.args["reset"] == "On" else "Off"
+        after = {Action.BMC_OBSERVE: {"power": power, "boot_override_enabled": "Disabled", "boot_override_target": "None"}}
+        boots_anew = Action.BMC_BOOT_ONCE in world and power == "On"
         digest = (world.get(Action.IMAGE_REPORT) or {}).get("wanted_digest", "wanted")
-        return {
-            Action.IMAGE_REPORT: {"installed": True, "image": "", "digest": digest, "wanted_digest": digest, "ssh_host_key": "-"},
-        }
+        installed = {"installed": True, "image": "", "digest": digest, "wanted_digest": digest, "ssh_host_key": "-"}
+        return {**after, **({Action.IMAGE_REPORT: installed} if boots_anew else {})}
+    if step.action is Action.BMC_BOOT_ONCE:
+        return {Action.BMC_BOOT_ONCE: {"target": step.args["target"]}}
     if step.action is Action.BMC_UPDATE:
         parts = (world.get(Action.BMC_FIRMWARE) or {}).get("components", [])
         return {

@@ -38,9 +38,8 @@ def _power(lost: OpenOperation, seen: Mapping[str, Any]) -> Verdict:
         return seen["power"] in ("On", "PoweringOn"), {"accepted": True}
     if reset in ("ForceOff", "GracefulShutdown"):
         return seen["power"] in ("Off", "PoweringOff"), {"accepted": True}
-    # A restart leaves no power state behind, but it consumes the one-time boot override that was set before it.
-    consumed = seen.get("boot_override_enabled") != "Once"
-    return consumed, {"accepted": True}
+    # A restart leaves no power state behind: it counts as not done, and bring-up never asks for one.
+    return False, {}
 
 
 def _boot_once(lost: OpenOperation, seen: Mapping[str, Any]) -> Verdict:

@@ -1,0 +1,37 @@
+# Two commands do everything: `make demo` and `make test`. Each sets up what it needs first: system packages, .venv, locked
+# dependencies. Set RACKRAY_TORCH_INDEX to a package index that has CPU builds of torch to avoid the CUDA packages.
+SHELL := /bin/sh
+VENV := .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+READY := $(VENV)/.rackray-ready
+HOME_DIR ?= .rackray
+.DEFAULT_GOAL := help
+
+.PHONY: help setup demo test lint unit clean
+help:
+	@echo "make demo    set up, then the whole story on simulated nodes: power-on to training, expansion, resume"
+	@echo "make test    set up, then every check and test"
+	@echo "make lint    ruff and mypy alone          make unit    the fast tests alone"
+	@echo "make clean   remove .venv and .rackray"
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt .ci/setup
+	@PYTHON="$(PYTHON)" sh .ci/setup "$(VENV)"
+	@touch $(READY)
+
+demo: setup
+	@$(BIN)/rackray demo
+
+test: lint
+	@$(BIN)/python -m pytest
+
+lint: setup
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+unit: setup
+	@$(BIN)/python -m pytest -m "not slow and not lab"
+
+clean:
+	rm -rf $(VENV) $(HOME_DIR) build *.egg-info

@@ -1,0 +1,62 @@
+"""`rackray apply`: journal the spec, then bring its nodes up, or follow the controller that does."""
+
+import time
+from pathlib import Path
+
+import click
+
+from orchestrator import wiring
+from orchestrator.cli.output import confirm
+from orchestrator.cli.plan import make_plan, print_plan
+from orchestrator.cli.rollout_view import RolloutView
+from orchestrator.domain.errors import NotAsRequired
+from orchestrator.domain.node import SETTLED, NodeState
+from orchestrator.execution.controller import everything_settled
+from orchestrator.execution.views import Views
+
+
+@click.command()
+@click.argument("spec", type=click.Path(path_type=Path))
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def apply(spec: Path, yes: bool) -> int:
+    """Bring up every node of SPEC that is not ready yet; nodes in service are left alone.
+
+    Ctrl-C is safe: run the same command again to go on. Exit 0 when every node is ready, 1 otherwise.
+    """
+    loaded = wiring.load_spec(spec)
+    folder = wiring.home()
+    planned, _ = make_plan(loaded.spec, offline=yes)
+    if planned and not yes:
+        print_plan(planned)
+    touched = len({each.step.node for each in planned})
+    if planned and not confirm(f"Bring up {touched} nodes?", yes):
+        raise NotAsRequired("nothing was done")
+    data = {"spec": loaded.spec.model_dump(mode="json"), "text": loaded.text, "sha256": loaded.sha256, "file": str(spec)}
+    asked = wiring.request(folder, "request.apply", data)
+    view = RolloutView(asked.seq)
+    began_s = time.monotonic()
+
+    def done(views: Views) -> bool:
+        return asked.seq in views.state.answers and everything_settled(views.state)
+
+    with view:
+        wiring.follow_or_control(folder, done, view.show, loaded.spec)
+    return _conclude(wiring.open_views(folder), asked.seq, [node.name for node in loaded.spec.nodes], time.monotonic() - began_s)
+
+
+def _conclude(views: Views, asked: int, names: list[str], seconds: float) -> int:
+    answer = views.state.answers[asked]
+    if answer.startswith("refused"):
+        raise NotAsRequired(answer)
+    records = [views.state.nodes[name] for name in names]
+    ready = [record for record in records if record.state in (NodeState.READY, NodeState.ALLOCATED)]
+    if answer.startswith("nothing to do"):
+        click.echo(f"{answer}; {len(ready)} of {len(records)} are ready")
+    else:
+        click.echo(f"{len(ready)} of {len(records)} nodes are ready after {seconds:.0f} s")
+    for record in records:
+        if record not in ready:
+            click.echo(f"  {record.name} is {record.state}: {record.because}", err=True)
+    if views.state.rollout.stopped_because and any(record.state not in SETTLED for record in records):
+        click.echo(f"the rollout stopped: {views.state.rollout.stopped_because}", err=True)
+    return 0 if len(ready) == len(records) else 1

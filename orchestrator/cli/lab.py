@@ -1,0 +1,63 @@
+"""`rackray lab`: simulated hardware on this machine, and faults on demand."""
+
+from pathlib import Path
+
+import click
+
+from orchestrator import wiring
+from orchestrator.cli.output import print_json, print_table
+from orchestrator.domain.errors import BadInput
+
+
+@click.group()
+def lab() -> None:
+    """Simulated nodes on this machine's loopback: BMCs, disks, SSH hosts, GPUs, power switches."""
+
+
+@lab.command()
+@click.option("--spec", required=True, type=click.Path(path_type=Path), help="A cluster spec with a `lab:` section.")
+def up(spec: Path) -> None:
+    """Make the spec's machines, or add those the running lab lacks."""
+    report = wiring.lab_up(wiring.home(), spec)
+    there = f", {len(report.already_there)} were there already" if report.already_there else ""
+    click.echo(f"{len(report.added)} machines delivered ({', '.join(report.added) or 'none'}){there}: powered off, factory passwords, no image")
+    click.echo(f"image service {report.image_service_url} offers {report.image} {report.image_digest[:19]}; lab runs as {report.mode}, {report.took_s:.1f} s")
+    click.echo("the lab does not simulate the fabric: ranks talk over loopback", err=True)
+
+
+@lab.command()
+def down() -> None:
+    """End the lab and everything it started: no process, no mount stays."""
+    report = wiring.lab_down(wiring.home())
+    if not report.was_running:
+        click.echo("no lab was running here")
+        return
+    click.echo(f"{len(report.nodes)} machines gone; no process and no mount is left" + (f"; killed {report.killed}" if report.killed else ""))
+
+
+@lab.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def status(as_json: bool) -> None:
+    """What the simulated machines really do, whatever rackray believes."""
+    machines = wiring.lab_status(wiring.home())
+    if as_json:
+        print_json(machines)
+        return
+    rows = [(m["name"], m["serial"], m["power"], m["image"] or "none", m["ssh"], ", ".join(m["faults"]) or "-") for m in machines]
+    print_table(("node", "serial", "power", "image", "ssh", "faults"), rows)
+
+
+@lab.command()
+@click.argument("name", metavar="NODE")
+@click.argument("fault_name", metavar="FAULT")
+@click.argument("settings", metavar="[KEY=VALUE]...", nargs=-1)
+@click.option("--heal", is_flag=True, help="Take the fault away instead.")
+def fault(name: str, fault_name: str, settings: tuple[str, ...], heal: bool) -> None:
+    """Give NODE a FAULT (gpu_row_remap_pending, bmc_silent, power_cut, ...), or heal it."""
+    arguments: dict[str, str | int | float] = {}
+    for setting in settings:
+        key, sign, value = setting.partition("=")
+        if not sign:
+            raise BadInput(f"{setting!r} is no KEY=VALUE")
+        arguments[key] = int(value) if value.isdigit() else value
+    click.echo(wiring.lab_fault(wiring.home(), name, fault_name, heal, arguments))

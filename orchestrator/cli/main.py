@@ -1,0 +1,94 @@
+"""The command line's table: one row per command, loaded only when it is used, so that `rackray --help` answers at once."""
+
+import importlib
+import sys
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import click
+
+from orchestrator.domain.errors import RackrayError
+
+
+class Row(NamedTuple):
+    """Where a command lives, and the line `--help` shows for it."""
+
+    place: str
+    help: str
+
+
+COMMANDS: Mapping[str, Row] = {
+    "validate": Row("orchestrator.cli.validate:validate", "Check a cluster spec: every problem at once, with its place and a way out."),
+    "plan": Row("orchestrator.cli.plan:plan", "Show what apply would do, wave by wave, and why; changes nothing anywhere."),
+    "apply": Row("orchestrator.cli.apply:apply", "Bring the cluster up or expand it; run again to resume."),
+    "status": Row("orchestrator.cli.status:status", "Where every node stands, why, and since when."),
+    "node": Row("orchestrator.cli.node:node", "Look at nodes, drain them, prove them again."),
+    "firmware": Row("orchestrator.cli.firmware:firmware", "Audit firmware against the baseline."),
+    "train": Row("orchestrator.cli.train:train", "Submit, watch and stop training runs."),
+    "inventory": Row("orchestrator.cli.inventory:inventory", "Ansible's inventory protocol, from the applied spec."),
+    "lab": Row("orchestrator.cli.lab:lab", "Simulated hardware on this machine, and faults on demand."),
+    "demo": Row("orchestrator.cli.demo:demo", "The whole story in minutes on a laptop."),
+}
+"""Every command of the program. The modules are imported late, by name: this table is the only list."""
+
+
+class LateGroup(click.Group):
+    """A group that knows its commands' names and help lines, and imports a command's module when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        row = COMMANDS.get(cmd_name)
+        if row is None:
+            return None
+        module, _, name = row.place.partition(":")
+        command = getattr(importlib.import_module(module), name)
+        assert isinstance(command, click.Command), row.place  # noqa: S101 - a wrong row is a mistake of ours, not of a user
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, row.help) for name, row in COMMANDS.items()])
+
+
+@click.group(cls=LateGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="rackray", message="rackray %(version)s")
+def cli() -> None:
+    """From a YAML of racks to a self-healing training run.
+
+    The road: validate → plan → apply → train. State lives in RACKRAY_HOME (default ./.rackray).
+    Exit codes: 0 what was asked is so; 1 the cluster is not as required; 2 bad input.
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command; our own errors become a sentence and a hint, never a traceback."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    try:
+        result: Any = cli.main(args=arguments, prog_name="rackray", standalone_mode=False)
+    except RackrayError as error:
+        say(str(error), error.hint)
+        return error.exit_code
+    except click.exceptions.Abort:
+        say("interrupted; nothing is lost: run the command again to go on")
+        return 130
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    return result if isinstance(result, int) else 0
+
+
+def say(message: str, hint: str = "") -> None:
+    """Talk on stderr: data alone goes to stdout."""
+    click.echo(message, err=True)
+    if hint:
+        click.echo(f"  way out: {hint}", err=True)
+
+
+if __name__ == "__main__":
+    main()

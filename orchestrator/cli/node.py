@@ -1,0 +1,105 @@
+"""`rackray node`: one node or a set of them."""
+
+import time
+from collections.abc import Callable
+
+import click
+
+from orchestrator import wiring
+from orchestrator.cli.nodes import chosen
+from orchestrator.cli.output import age, confirm, print_json, print_table
+from orchestrator.cli.rollout_view import RolloutView
+from orchestrator.domain.errors import NotAsRequired
+from orchestrator.domain.node import SETTLED, NodeState
+from orchestrator.execution.views import Views
+
+
+@click.group()
+def node() -> None:
+    """Look at nodes, take them out of service, and let them prove themselves again."""
+
+
+@node.command()
+@click.argument("nodes", required=False, default="")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show(nodes: str, as_json: bool) -> None:
+    """What is known of NODES, on what evidence, and how old it is."""
+    views = wiring.open_views(wiring.home())
+    records = [views.state.nodes[name] for name in chosen(nodes, views.state)]
+    if as_json:
+        facts = [{str(action): {"at": fact.at_s, **fact.values} for action, fact in record.facts.items()} for record in records]
+        rows = [{"name": r.name, "state": str(r.state), "because": r.because, "pins": dict(r.pins)} for r in records]
+        print_json([{**row, "facts": each} for row, each in zip(rows, facts, strict=True)])
+        return
+    now_s = time.time()
+    for record in records:
+        click.echo(f"{record.name}  {record.state} for {age(now_s - record.since_s)}: {record.because}")
+        if record.run:
+            click.echo(f"  held by {record.run}")
+        rows = [(str(action), age(now_s - fact.at_s), _short(fact.values)) for action, fact in sorted(record.facts.items())]
+        rows += [(f"pin {key}", "", value[:60]) for key, value in record.pins.items()]
+        print_table(("  evidence", "age", "what"), [(f"  {name}", old, what) for name, old, what in rows])
+
+
+@node.command()
+@click.argument("nodes")
+@click.option("--reason", required=True, help="Why the cause is cleared; it is journaled with your name.")
+@click.option("--yes", is_flag=True, help="Do not ask when it concerns more than one node.")
+def requalify(nodes: str, reason: str, yes: bool) -> int:
+    """Quarantined NODES (or nodes in maintenance) prove everything again and return to service."""
+    return _ask("request.requalify", nodes, reason, yes, "Prove {count} nodes again?", wanted=NodeState.READY)
+
+
+@node.command()
+@click.argument("nodes")
+@click.option("--reason", required=True, help="Why; it is journaled with your name.")
+@click.option("--yes", is_flag=True, help="Do not ask when it concerns more than one node.")
+def drain(nodes: str, reason: str, yes: bool) -> int:
+    """Take ready NODES out of service, into maintenance."""
+    return _ask("request.drain", nodes, reason, yes, "Take {count} nodes out of service?", wanted=NodeState.MAINTENANCE)
+
+
+@node.command()
+@click.argument("name", metavar="NODE")
+@click.option("--reason", required=True, help="How the fingerprint was compared; it is journaled with your name.")
+@click.option("--yes", is_flag=True, help="The fingerprint has been compared already.")
+def enroll(name: str, reason: str, yes: bool) -> None:
+    """Show the SSH host key NODE presents, and pin it once you have compared its fingerprint."""
+    views = wiring.open_views(wiring.home())
+    (only,) = chosen(name, views.state)
+    key, fingerprint = wiring.scan_host_key(views, only)
+    click.echo(f"{only} presents {fingerprint}")
+    if not confirm("Is this the fingerprint on the machine's console?", yes):
+        raise NotAsRequired("no key was pinned")
+    answer = _carry_out("request.host_key", {"node": only, "ssh_host_key": key, "reason": reason}, lambda views: True)
+    click.echo(answer)
+
+
+def _ask(kind: str, nodes: str, reason: str, yes: bool, question: str, wanted: NodeState) -> int:
+    views = wiring.open_views(wiring.home())
+    names = chosen(nodes, views.state)
+    if len(names) > 1 and not confirm(question.format(count=len(names)), yes):
+        raise NotAsRequired("nothing was done")
+    answer = _carry_out(kind, {"nodes": names, "reason": reason}, lambda v: all(v.state.nodes[n].state in SETTLED for n in names))
+    click.echo(answer)
+    views = wiring.open_views(wiring.home())
+    for name in names:
+        record = views.state.nodes[name]
+        click.echo(f"{name} is {record.state}: {record.because}")
+    return 0 if all(views.state.nodes[name].state is wanted for name in names) else 1
+
+
+def _carry_out(kind: str, data: dict[str, object], settled: Callable[[Views], bool]) -> str:
+    asked = wiring.request(wiring.home(), kind, data)
+
+    def done(views: Views) -> bool:
+        return asked.seq in views.state.answers and settled(views)
+
+    with RolloutView(asked.seq) as view:
+        wiring.follow_or_control(wiring.home(), done, view.show)
+    return wiring.open_views(wiring.home()).state.answers[asked.seq]
+
+
+def _short(values: object) -> str:
+    text = str(dict(values)) if isinstance(values, dict) else str(values)
+    return text if len(text) <= 110 else text[:107] + "..."

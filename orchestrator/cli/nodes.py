@@ -1,0 +1,23 @@
+"""Node sets as operators write them: r[01-40]-n[1-4], comma-separated, resolved against the applied spec."""
+
+from orchestrator.domain.errors import BadInput
+from orchestrator.domain.state import ClusterState
+
+
+def chosen(text: str, state: ClusterState) -> list[str]:
+    """The nodes `text` names, in the spec's order; all of them when it is empty. Raises BadInput for unknown or unreadable names."""
+    order = [node.name for node in state.spec.nodes] if state.spec else []
+    order += [name for name in state.nodes if name not in set(order)]
+    if not text:
+        return order
+    # ClusterShell costs 50 ms to import; most commands never name nodes.
+    from ClusterShell.NodeSet import NodeSet, NodeSetException
+
+    try:
+        wanted = set(NodeSet(text))
+    except NodeSetException as error:
+        raise BadInput(f"{text!r} is no set of nodes: {error}", "write r[01-40]-n[1-4] or names with commas") from error
+    unknown = sorted(wanted - set(order))
+    if unknown:
+        raise BadInput(f"not in the applied spec: {', '.join(unknown[:5])}", "see `rackray status` for the names")
+    return [name for name in order if name in wanted]

@@ -1,0 +1,46 @@
+"""Words shared by the commands: JSON on stdout, ages, tables that stay readable where stdout is no terminal."""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+
+STATE_COLOURS = {"ready": "green", "allocated": "cyan", "quarantined": "red", "suspect": "yellow", "maintenance": "magenta", "retired": "bright_black"}
+
+
+def print_json(data: Any) -> None:
+    """`data` on stdout, in one stable form."""
+    click.echo(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+def age(seconds: float) -> str:
+    """How long ago, for people: 42 s, 3 min, 2.5 h, 4 d."""
+    for limit_s, divisor, unit in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
+        if seconds < limit_s:
+            value = max(seconds, 0.0) / divisor
+            return f"{value:.1f} {unit}" if unit == "h" else f"{value:.0f} {unit}"
+    return f"{seconds / 86_400:.0f} d"
+
+
+def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]], colour_column: int | None = None) -> None:
+    """A plain aligned table; the last column takes what is left of the line. States are coloured on a terminal."""
+    body = [[str(cell) for cell in row] for row in rows]
+    widths = [max([len(header), *(len(row[i]) for row in body)]) for i, header in enumerate(headers)]
+    click.echo("  ".join(header.upper().ljust(width) for header, width in zip(headers, widths, strict=True)).rstrip())
+    for row in body:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        if colour_column is not None and sys.stdout.isatty():
+            cells[colour_column] = click.style(cells[colour_column], fg=STATE_COLOURS.get(row[colour_column], "blue"))
+        click.echo("  ".join(cells).rstrip())
+
+
+def confirm(question: str, yes: bool) -> bool:
+    """Ask before acting, unless `--yes`; without a terminal to ask, the answer is no."""
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        click.echo(f"{question} Not a terminal: say --yes to go on.", err=True)
+        return False
+    return click.confirm(question, err=True)

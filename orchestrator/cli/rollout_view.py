@@ -1,0 +1,119 @@
+"""Live progress of a rollout: a table that redraws itself on a terminal, one line per change where there is none."""
+
+import sys
+import time
+from types import TracebackType
+
+import click
+
+from orchestrator.domain.event import Event
+from orchestrator.domain.node import BRING_UP, SETTLED, NodeRecord, NodeState
+from orchestrator.execution.views import Views
+
+STAGES = (*BRING_UP, NodeState.READY)
+MOST_ROWS = 24
+REDRAW_EVERY_S = 0.25
+
+
+class RolloutView:
+    """Shows what changes from the request `asked` on. A context manager: the live table ends with it."""
+
+    def __init__(self, asked: int) -> None:
+        self._asked = asked
+        self._shown_seq = asked
+        self._began_s = time.monotonic()
+        self._drawn_s = 0.0
+        self._live: object | None = None
+
+    def __enter__(self) -> "RolloutView":
+        if sys.stdout.isatty():
+            # rich costs 0.1 s to import; plain lines do not need it.
+            from rich.live import Live
+
+            self._live = Live(refresh_per_second=4, transient=True)
+            self._live.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        from rich.live import Live
+
+        if isinstance(self._live, Live):
+            self._live.__exit__(kind, error, trace)
+
+    def show(self, views: Views) -> None:
+        """Called after every look at the journal."""
+        for event in views.events_since(self._shown_seq) if views.latest or self._shown_seq == self._asked else ():
+            self._shown_seq = max(self._shown_seq, event.seq)
+            line = line_for(event)
+            if line:
+                self._print(line)
+        self._redraw(views)
+
+    def _print(self, line: str) -> None:
+        from rich.live import Live
+
+        stamped = f"{time.monotonic() - self._began_s:6.1f} s  {line}"
+        if isinstance(self._live, Live):
+            self._live.console.print(stamped, highlight=False, markup=False)
+        else:
+            click.echo(stamped)
+
+    def _redraw(self, views: Views) -> None:
+        from rich.live import Live
+
+        if not isinstance(self._live, Live) or time.monotonic() - self._drawn_s < REDRAW_EVERY_S:
+            return
+        self._drawn_s = time.monotonic()
+        self._live.update(_table(views, time.monotonic() - self._began_s))
+
+
+def line_for(event: Event) -> str:
+    """One event for people; empty for those that only matter to machines."""
+    data = event.data
+    if event.kind == "node.moved":
+        return f"{event.subject:<12} {data['from']} → {data['to']}: {data['because']}"
+    if event.kind == "node.intended":
+        return f"{event.subject:<12}   {data['action']}: {data['because']}"
+    if event.kind == "node.ended" and data["status"] not in ("done", "unreachable"):
+        return f"{event.subject:<12}   {data['action']} {data['status']}: {data['reason']}"
+    if event.kind == "node.settled":
+        return f"{event.subject:<12}   {data['because']}"
+    if event.kind == "rollout.started":
+        waves = ", ".join(str(len(wave)) for wave in data["waves"])
+        return f"rollout: {data['because']}; waves of {waves}"
+    if event.kind in ("rollout.stopped", "rollout.finished"):
+        said = data.get("because") or f"{data['ready']} ready, {data['quarantined']} quarantined"
+        return f"{event.kind.replace('.', ' ')}: {said}"
+    if event.kind == "controller.took":
+        return f"{data['holder']} decides now (epoch {event.epoch})"
+    return ""
+
+
+def _table(views: Views, seconds: float) -> object:
+    from rich.table import Table
+
+    records = sorted(views.state.nodes.values(), key=_interest)
+    table = Table(title=f"{_counts(records)}   {seconds:.0f} s", title_justify="left", box=None, pad_edge=False)
+    for column in ("node", "state", "", "because"):
+        table.add_column(column, no_wrap=column != "because")
+    for record in records[:MOST_ROWS]:
+        reached = STAGES.index(record.state) if record.state in STAGES else 0
+        bar = "█" * reached + "·" * (len(STAGES) - 1 - reached)
+        style = "green" if record.state is NodeState.READY else "red" if record.state is NodeState.QUARANTINED else ""
+        doing = f"{record.open.action}" if record.open else record.last_problem or record.because
+        table.add_row(record.name, str(record.state), bar, doing, style=style)
+    if len(records) > MOST_ROWS:
+        table.add_row(f"and {len(records) - MOST_ROWS} more", "", "", "")
+    return table
+
+
+def _interest(record: NodeRecord) -> tuple[int, str]:
+    moving = record.state not in SETTLED and record.state is not NodeState.ENROLLED
+    return (0 if moving else 1 if record.state is NodeState.QUARANTINED else 2, record.name)
+
+
+def _counts(records: list[NodeRecord]) -> str:
+    states: dict[str, int] = {}
+    for record in records:
+        states[str(record.state)] = states.get(str(record.state), 0) + 1
+    return ", ".join(f"{count} {state}" for state, count in sorted(states.items()))

@@ -1,0 +1,272 @@
+"""The controller: observe → decide → admit → journal → submit, again and again, never waiting inside.
+
+One tick: collect outcomes and requests → one commit → `next_step` for nodes that changed or came due → admit → all intents in
+one commit → submit. Everything it knows is in the journal; killing it at any point loses nothing but the exchanges in flight,
+and those are looked at again before anything is repeated.
+"""
+
+import heapq
+import itertools
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from orchestrator.domain.event import CLUSTER, Event
+from orchestrator.domain.node import SETTLED, NodeState
+from orchestrator.domain.operation import MUTATING, Action, Operation, Outcome, Status
+from orchestrator.domain.plan import Hold, Move, Settle, Step
+from orchestrator.domain.state import ClusterState
+from orchestrator.drivers.interfaces import Clock, Hands
+from orchestrator.execution.journal import Journal, LeaseLost, Observation
+from orchestrator.execution.run_keeper import RunKeeper
+from orchestrator.planning.next_step import next_step
+from orchestrator.planning.requests import answer_request
+from orchestrator.planning.rollout import admit, open_wave, why_stop
+from orchestrator.planning.site import Site
+
+log = logging.getLogger(__name__)
+
+RENEW_EVERY_S = 4.0
+HELD_BACK_S = 1.0
+"""How soon a step that was not admitted is offered again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flying:
+    """A node's operation that has been submitted and has not come back."""
+
+    operation: Operation
+    since_s: float
+
+
+class Controller:
+    """The one who decides, for as long as it holds the lease."""
+
+    def __init__(self, journal: Journal, hands: Hands, clock: Clock, epoch: int) -> None:
+        """Begin deciding under `epoch`, which `journal.take_lease` gave, and disown what an earlier controller left open."""
+        self.journal, self.hands, self.clock, self.epoch = journal, hands, clock, epoch
+        self.state = ClusterState()
+        self._flying: dict[str, Flying] = {}
+        self._changed: set[str] = set()
+        self._due: list[tuple[float, str]] = []
+        self._numbers = itertools.count(1)
+        self._renewed_at_s = clock.now_s()
+        self._site: Site | None = None
+        self.waiting: dict[str, str] = {}
+        """Per node, why it is not being worked on at the moment; for progress displays, never for decisions."""
+        self._catch_up()
+        for seen in journal.observations():
+            if seen.key in Action.__members__.values() and seen.subject in self.state.nodes:
+                self.state.observe(seen.subject, Action(seen.key), seen.data, seen.at_s)
+        self.runs = RunKeeper(self.journal, self.hands, self.clock, self.epoch, self._operation_id)
+        self._disown_open_intents()
+        self._changed.update(self.state.nodes)
+
+    def run(self, until: Callable[[ClusterState], bool], on_tick: Callable[[ClusterState], None] | None = None) -> None:
+        """Tick until `until(state)`. Raises LeaseLost when another controller has taken over."""
+        while True:
+            moved = self.tick()
+            if on_tick:
+                on_tick(self.state)
+            if until(self.state):
+                return
+            if not moved:
+                self.clock.wait_s(self._idle_s())
+
+    def close(self) -> None:
+        """Give the lease back and let the hands end."""
+        self.hands.close()
+        self.journal.release(self.epoch)
+
+    def tick(self) -> bool:
+        """One round; returns whether anything happened. Raises LeaseLost."""
+        now_s = self.clock.now_s()
+        if now_s - self._renewed_at_s > RENEW_EVERY_S:
+            self.journal.renew(self.epoch, now_s)
+            self._renewed_at_s = now_s
+        outcomes = self.hands.poll()
+        self._catch_up()
+        moved = self._take_in([each for each in outcomes if each.operation in self._flying], now_s)
+        moved |= self._answer_requests()
+        moved |= self.runs.take_in(self.state, outcomes)
+        self._catch_up()
+        moved |= self._advance(now_s)
+        moved |= self.runs.advance(self.state, self._site)
+        self._catch_up()
+        return moved
+
+    # ------------------------------------------------------------------ phase 1: what came back
+    def _take_in(self, outcomes: list[Outcome], now_s: float) -> bool:
+        events: list[Event] = []
+        looks: list[Observation] = []
+        for outcome in outcomes:
+            flying = self._flying.pop(outcome.operation)
+            self._changed.add(outcome.node)
+            if outcome.status is Status.FENCED:
+                raise LeaseLost(f"epoch {self.epoch} was fenced before {outcome.action} on {outcome.node}")
+            if self._says_nothing_new(outcome):
+                looks.append(Observation(outcome.node, str(outcome.action), now_s, dict(outcome.facts)))
+                self.state.observe(outcome.node, outcome.action, outcome.facts, now_s)
+            else:
+                events.append(_ended(outcome, flying.operation, now_s))
+        self._commit(events, now_s)
+        self.journal.observe(looks, self.epoch)
+        return bool(outcomes)
+
+    def _says_nothing_new(self, outcome: Outcome) -> bool:
+        """A look with the same answer as before changes only the age of the evidence, and that is no event."""
+        record = self.state.nodes.get(outcome.node)
+        return (
+            record is not None
+            and outcome.action not in MUTATING
+            and outcome.status is Status.DONE
+            and record.fact(outcome.action) == dict(outcome.facts)
+        )
+
+    def _answer_requests(self) -> bool:
+        pending = sorted(self.state.requests.items())
+        for seq, request in pending:
+            events, answer = answer_request(request, self.state, self.clock.now_s())
+            handled = Event("request.handled", CLUSTER, {"request": seq, "answer": answer})
+            self._commit([*events, handled], self.clock.now_s())
+            self._changed.update(self.state.nodes)
+        return bool(pending)
+
+    # ------------------------------------------------------------------ phase 2: what to do next
+    def _advance(self, now_s: float) -> bool:
+        if self.state.spec is None:
+            return False
+        if self._site is None or self._site.spec is not self.state.spec:
+            self._site = Site.of(self.state.spec)
+        while self._due and self._due[0][0] <= now_s:
+            self._changed.add(heapq.heappop(self._due)[1])
+        busy = {flying.operation.node for flying in self._flying.values()}
+        names = sorted(self._changed - busy)
+        self._changed &= busy
+        steps: list[Step] = []
+        events: list[Event] = []
+        for name in names:
+            self._consider(name, self._site, now_s, steps, events)
+        self._commit(events, now_s)
+        return self._start(steps, now_s) | self._close_rollout(now_s) | bool(events)
+
+    def _consider(self, name: str, site: Site, now_s: float, steps: list[Step], events: list[Event]) -> None:
+        decision = next_step(self.state.nodes[name], site, now_s)
+        match decision:
+            case Step():
+                steps.append(decision)
+            case Move():
+                moved = {"from": str(self.state.nodes[name].state), "to": str(decision.to), "because": decision.because}
+                events.append(Event("node.moved", name, moved))
+                self._changed.add(name)
+            case Settle():
+                lost = self.state.nodes[name].lost
+                settled = {"done": decision.done, "facts": dict(decision.facts), "because": decision.because}
+                named = {"operation": lost.id, "action": str(lost.action)} if lost else {}
+                events.append(Event("node.settled", name, {**named, **settled}))
+                self._changed.add(name)
+            case Hold():
+                heapq.heappush(self._due, (decision.until_s, name))
+                self.waiting[name] = decision.because
+            case _:
+                self.waiting.pop(name, None)
+
+    def _start(self, steps: list[Step], now_s: float) -> bool:
+        if not steps or self._site is None:
+            return False
+        admitted, refused = admit(steps, self.state.rollout, self.state.nodes, self._site)
+        for refusal in refused:
+            self.waiting[refusal.step.node] = refusal.because
+            heapq.heappush(self._due, (now_s + HELD_BACK_S, refusal.step.node))
+        operations = []
+        intents = []
+        for step in admitted:
+            target = self._site.target(self.state.nodes[step.node])
+            operation = Operation(self._operation_id(step.node), step.node, step.action, self.epoch, target, step.args)
+            operations.append(operation)
+            self.waiting[step.node] = step.because
+            if step.action in MUTATING:
+                data = {"operation": operation.id, "action": str(step.action), "args": dict(step.args), "because": step.because}
+                intents.append(Event("node.intended", step.node, data))
+        self._commit(intents, now_s)
+        for operation in operations:
+            self._flying[operation.id] = Flying(operation, now_s)
+        self.hands.submit(operations)
+        return bool(operations)
+
+    def _close_rollout(self, now_s: float) -> bool:
+        rollout, nodes = self.state.rollout, self.state.nodes
+        if rollout.finished or self.state.spec is None:
+            return False
+        if open_wave(rollout, nodes) == len(rollout.waves):
+            states = [nodes[name].state for wave in rollout.waves for name in wave]
+            data = {"ready": states.count(NodeState.READY), "quarantined": states.count(NodeState.QUARANTINED)}
+            self._commit([Event("rollout.finished", CLUSTER, data)], now_s)
+            return True
+        because = why_stop(rollout, nodes, self.state.spec.rollout)
+        if because and not rollout.stopped_because:
+            self._commit([Event("rollout.stopped", CLUSTER, {"because": because})], now_s)
+            return True
+        return False
+
+    # ------------------------------------------------------------------ helpers
+    def _disown_open_intents(self) -> None:
+        """What the last controller had begun and never heard of: its answers are lost, so each is looked at again."""
+        now_s = self.clock.now_s()
+        events = []
+        for record in self.state.nodes.values():
+            if record.open is not None:
+                data = {
+                    "operation": record.open.id,
+                    "action": str(record.open.action),
+                    "status": str(Status.UNKNOWN),
+                    "facts": {},
+                    "reason": "the controller ended before the answer was written down",
+                    "takeover": True,
+                }
+                events.append(Event("node.ended", record.name, data))
+        self._commit(events, now_s)
+
+    def _operation_id(self, subject: str) -> str:
+        return f"{self.epoch}.{next(self._numbers)}.{subject}"
+
+    def _commit(self, events: list[Event], now_s: float) -> None:
+        if events:
+            self.journal.commit(events, self.epoch, now_s)
+            self._renewed_at_s = now_s
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        for event in self.journal.events(self.state.seq):
+            self.state.apply(event)
+            if event.subject in self.state.nodes:
+                self._changed.add(event.subject)
+
+    def _idle_s(self) -> float:
+        """How long nothing can come due; the clock returns earlier when an outcome may have come."""
+        due_s = min(self._due[0][0] if self._due else float("inf"), self.runs.due_s)
+        return min(max(due_s - self.clock.now_s(), 0.001), RENEW_EVERY_S)
+
+
+def _ended(outcome: Outcome, operation: Operation, now_s: float) -> Event:
+    data = {
+        "operation": outcome.operation,
+        "action": str(outcome.action),
+        "status": str(outcome.status),
+        "facts": dict(outcome.facts),
+        "reason": outcome.reason,
+        "retryable": outcome.retryable,
+        "seconds": round(outcome.seconds, 3),
+    }
+    return Event("node.ended", operation.node, data, now_s)
+
+
+def everything_settled(state: ClusterState) -> bool:
+    """Whether every node of the applied spec has come to rest, and no request waits."""
+    if state.spec is None or state.requests:
+        return False
+    rollout = state.rollout
+    if rollout.stopped_because:
+        moving = [r for r in state.nodes.values() if r.state not in SETTLED and r.state is not NodeState.ENROLLED]
+        return not moving
+    return all(state.nodes[node.name].state in SETTLED for node in state.spec.nodes) and rollout.finished

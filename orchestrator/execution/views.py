@@ -1,0 +1,61 @@
+"""Reading the journal: the same views for the command line, a browser and a scraper. Nothing here decides or writes."""
+
+from pathlib import Path
+
+from orchestrator.domain.event import Event
+from orchestrator.domain.operation import Action
+from orchestrator.domain.run import RunRecord
+from orchestrator.domain.run_progress import RunProgress
+from orchestrator.domain.state import ClusterState
+from orchestrator.execution.journal import Journal, Lease
+
+PROGRESS_KEY = "progress"
+"""Key under which a run's latest progress stands in the observations table."""
+
+
+class Views:
+    """The state as the journal tells it, brought up to date by `refresh`."""
+
+    def __init__(self, journal: Journal, home: Path) -> None:
+        self._journal, self._home = journal, home
+        self.state = ClusterState()
+        self.latest: list[Event] = []
+        """Events that the last `refresh` brought."""
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Fold what has been journaled since the last time."""
+        self.latest = self._journal.events(self.state.seq)
+        for event in self.latest:
+            self.state.apply(event)
+
+    def lease(self) -> Lease | None:
+        """Who decides at the moment."""
+        return self._journal.lease()
+
+    def run_records(self) -> list[RunRecord]:
+        """All runs, oldest first."""
+        return sorted(self.state.runs.values(), key=lambda run: (run.submitted_at_s, run.id))
+
+    def run_progress(self, run_id: str) -> RunProgress | None:
+        """The latest progress of a run, or None if it has not trained yet."""
+        for seen in self._journal.observations(run_id):
+            if seen.key == PROGRESS_KEY:
+                return RunProgress.from_json(seen.data)
+        return None
+
+    def node_look(self, node: str, action: Action) -> tuple[float, dict[str, object]] | None:
+        """The latest successful look at a node: when (seconds since the epoch) and what it showed."""
+        record = self.state.nodes.get(node)
+        found = [(seen.at_s, dict(seen.data)) for seen in self._journal.observations(node) if seen.key == action]
+        if record is not None and action in record.facts:
+            found.append((record.fact_at_s(action), dict(record.facts[action].values)))
+        return max(found, key=lambda look: look[0], default=None)
+
+    def progress_lines(self, run_id: str) -> Path:
+        """The file of rank 0's progress lines, as far as the controller has fetched them."""
+        return self._home / "runs" / run_id / "progress.jsonl"
+
+    def events_since(self, seq: int) -> list[Event]:
+        """Events above `seq`, oldest first."""
+        return self._journal.events(seq)

@@ -1,0 +1,307 @@
+"""The only place that builds concrete drivers; imported by the command line and the Ray workers alone.
+
+Drivers that carry heavy libraries (httpx, paramiko, ansible-runner, SQLAlchemy) are imported inside the functions that build
+them, so that `rackray validate` and `--help` do not pay for what they do not use.
+"""
+
+import getpass
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.domain.errors import LeaseHeld, NotAsRequired
+from orchestrator.domain.event import CLUSTER, Event
+from orchestrator.domain.operation import Action
+from orchestrator.domain.spec import ClusterSpec
+from orchestrator.drivers.processes import ProcessId, find
+from orchestrator.drivers.spec_reader import LoadedSpec, read_spec
+from orchestrator.planning.validation import check_spec
+
+if TYPE_CHECKING:
+    from orchestrator.drivers.exchange import Exchange
+    from orchestrator.drivers.interfaces import Hands, MayAct, Playbooks
+    from orchestrator.execution.journal import Journal
+    from orchestrator.execution.views import Views
+
+FOLLOW_EVERY_S = 0.5
+LISTEN_EVERY_S = 0.1
+CELL_ACTIONS = (Action.CELL_OBSERVE, Action.RANK_START, Action.RANK_LOOK, Action.RANK_STOP)
+"""Exchanges that go through the cell's own Ray; all others go through the management side."""
+
+
+def home() -> Path:
+    """The folder of everything rackray keeps: RACKRAY_HOME, or .rackray in the current folder."""
+    return Path(os.environ.get("RACKRAY_HOME", ".rackray")).absolute()
+
+
+def load_spec(path: Path) -> LoadedSpec:
+    """Read and check a cluster spec. Raises BadInput with every problem."""
+    return read_spec(path, check_spec)
+
+
+# ---------------------------------------------------------------------- the journal and those who read it
+def journal_url(folder: Path) -> str:
+    """The journal of `folder`; RACKRAY_DATABASE_URL names another database."""
+    return os.environ.get("RACKRAY_DATABASE_URL") or f"sqlite:///{folder.resolve()}/state.db"
+
+
+def open_journal(folder: Path) -> "Journal":
+    """Open the journal, and make it (folder mode 0700) if there is none."""
+    from orchestrator.execution.journal import Journal
+
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return Journal(journal_url(folder), has_ended=_has_ended)
+
+
+def open_views(folder: Path) -> "Views":
+    """Read-only views of the journal. Raises NotAsRequired where nothing was ever applied; then nothing is made either."""
+    from orchestrator.execution.views import Views
+
+    if "RACKRAY_DATABASE_URL" not in os.environ and not (folder / "state.db").exists():
+        raise NotAsRequired(f"there is no journal in {folder}", "apply a spec first: `rackray apply SPEC`, or set RACKRAY_HOME")
+    return Views(open_journal(folder), folder)
+
+
+def request(folder: Path, kind: str, data: dict[str, Any]) -> Event:
+    """Journal what somebody asks of the controller; it is durable when this returns."""
+    asked = {**data, "by": data.get("by") or who(), "host": socket.gethostname()}
+    return open_journal(folder).request(Event(kind, CLUSTER, asked, time.time()))
+
+
+def who() -> str:
+    """The person at the keyboard, as the journal names them."""
+    return os.environ.get("SUDO_USER") or getpass.getuser()
+
+
+def _holder() -> str:
+    """This process, as a lease names it: host, pid, start time, so that a pid used again is not mistaken for it."""
+    me = find(os.getpid())
+    return f"{socket.gethostname()}:{os.getpid()}:{me.started_ticks if me else 0}:{uuid.uuid4().hex[:8]}"
+
+
+def _has_ended(holder: str) -> bool:
+    """Whether the process that held a lease has certainly ended: only known for this host."""
+    host, pid, ticks, *_ = [*holder.split(":"), "0", "0"]
+    return host == socket.gethostname() and not ProcessId(int(pid), int(ticks)).is_alive()
+
+
+# ---------------------------------------------------------------------- deciding, or following who decides
+class WallClock:
+    """Real time."""
+
+    def now_s(self) -> float:
+        """Seconds since the epoch."""
+        return time.time()
+
+    def wait_s(self, seconds: float) -> None:
+        """Sleep, but not so long that an outcome or a request has to wait."""
+        time.sleep(min(seconds, LISTEN_EVERY_S))
+
+
+def follow_or_control(folder: Path, until: "Callable[[Views], bool]", on_tick: "Callable[[Views], None]", spec: ClusterSpec | None = None) -> None:
+    """Until `until(views)`: decide, if nobody else does, or follow who does; whoever follows takes over when the other ends.
+
+    `on_tick` is called after every look at the journal. `spec` names the cluster when none is applied yet.
+    Raises NotAsRequired when there is nothing to decide about.
+    """
+    from orchestrator.execution.views import Views
+
+    journal = open_journal(folder)
+    views = Views(journal, folder)
+    while True:
+        views.refresh()
+        on_tick(views)
+        if until(views):
+            return
+        lease = journal.lease()
+        if journal.is_free(lease, time.time()):
+            _control(folder, journal, views, until, on_tick, spec)
+            return
+        time.sleep(FOLLOW_EVERY_S)
+
+
+def _control(
+    folder: Path,
+    journal: "Journal",
+    views: "Views",
+    until: "Callable[[Views], bool]",
+    on_tick: "Callable[[Views], None]",
+    spec: ClusterSpec | None,
+) -> None:
+    from orchestrator.execution.controller import Controller
+    from orchestrator.execution.journal import LeaseLost
+
+    spec = spec or views.state.spec
+    if spec is None:
+        raise NotAsRequired("no spec has been applied", "apply one first: `rackray apply SPEC`")
+    clock = WallClock()
+    try:
+        epoch = journal.take_lease(_holder(), clock.now_s())
+    except LeaseHeld:
+        # Somebody was quicker; follow them.
+        return follow_or_control(folder, until, on_tick, spec)
+    controller = Controller(journal, build_hands(folder, spec), clock, epoch, folder)
+
+    def tick(_state: object) -> None:
+        views.refresh()
+        on_tick(views)
+
+    try:
+        controller.run(lambda _state: until(views), tick)
+    except LeaseLost:
+        return follow_or_control(folder, until, on_tick, spec)
+    finally:
+        controller.close()
+
+
+# ---------------------------------------------------------------------- hands
+def build_hands(folder: Path, spec: ClusterSpec) -> "Hands":
+    """The muscles of a controller: shards on the management Ray (or threads, with RACKRAY_HANDS=local), and the cell's own Ray."""
+    from orchestrator.drivers.cell_hands import CellHands
+    from orchestrator.drivers.ray_hands import RayHands
+    from orchestrator.drivers.ray_head import HeadConfig
+    from orchestrator.drivers.routed_hands import RoutedHands
+
+    url = journal_url(folder)
+    cell = CellHands(HeadConfig(name="cell", address=str(spec.cell.address), port=spec.cell.port, home=folder), url)
+    if os.environ.get("RACKRAY_HANDS", "ray") == "local":
+        return RoutedHands(dict.fromkeys(CELL_ACTIONS, cell), build_local_hands(folder, url))
+    management = HeadConfig(name="management", address=str(spec.management.address), port=spec.management.port, home=folder)
+    return RoutedHands(dict.fromkeys(CELL_ACTIONS, cell), RayHands(management, url))
+
+
+def build_local_hands(folder: Path, url: str) -> "Hands":
+    """Hands made of threads in this process."""
+    from orchestrator.drivers.local_hands import LocalHands
+
+    exchange, may_act = build_exchange(folder, url), build_may_act(url)
+    return LocalHands(lambda operation: exchange.perform(operation, may_act), build_playbooks(folder))
+
+
+def build_exchange(folder: Path, url: str) -> "Exchange":
+    """The doors to BMCs, nodes and the image service, with the secrets of `folder`."""
+    from orchestrator.drivers.exchange import build
+
+    return build(folder)
+
+
+def build_playbooks(folder: Path) -> "Playbooks":
+    """Ansible, with the secrets of `folder`."""
+    from orchestrator.drivers.playbooks import AnsiblePlaybooks
+    from orchestrator.drivers.secrets import SecretStore
+
+    return AnsiblePlaybooks(folder, SecretStore(folder))
+
+
+def build_may_act(url: str) -> "MayAct":
+    """The question every exchange asks immediately before it: does this epoch still decide?"""
+    from orchestrator.execution.journal import Journal
+
+    journal = Journal(url)
+    return lambda epoch: journal.holds(epoch, time.time())
+
+
+def look(folder: Path, spec: ClusterSpec, actions: Sequence[Action], views: "Views | None" = None) -> dict[str, dict[Action, Any]]:
+    """Read-only looks at every node of `spec`, by threads, without a lease and without writing anything.
+
+    Returns what each node answered, per action; an action that got no answer is missing.
+    """
+    from orchestrator.execution.looking import look_at
+
+    exchange = build_exchange(folder, "")
+    try:
+        return look_at(spec, actions, views.state.nodes if views else {}, lambda operation: exchange.perform(operation, lambda epoch: True))
+    finally:
+        exchange.close()
+
+
+# ---------------------------------------------------------------------- the lab
+def lab_up(folder: Path, path: Path) -> Any:
+    """Start the simulated machines of a spec, or add those that are missing to the running lab."""
+    from orchestrator.lab.control import lab_up as up
+    from orchestrator.lab.from_spec import lab_spec
+
+    return up(lab_spec(load_spec(path).spec), folder)
+
+
+def lab_down(folder: Path) -> Any:
+    """End the lab, and the Ray heads of this home, which were only there for it."""
+    from orchestrator.drivers.ray_head import stop_head
+    from orchestrator.lab.control import lab_down as down
+
+    report = down(folder)
+    for name in ("cell", "management"):
+        stop_head(name, folder)
+    return report
+
+
+def lab_status(folder: Path) -> list[dict[str, Any]]:
+    """What the simulated machines really do."""
+    from orchestrator.lab.control import lab_status as ask
+
+    status = ask(folder)
+    return [
+        {
+            "name": node.name,
+            "serial": node.serial,
+            "power": node.power,
+            "image": status.image if node.has_image else "",
+            "ssh": "listening" if node.ssh_listening else "closed",
+            "boots": node.boots,
+            "faults": list(node.faults),
+            "failure": node.failure,
+        }
+        for node in status.nodes
+    ]
+
+
+def lab_fault(folder: Path, node: str, fault: str, heal: bool, arguments: dict[str, str | int | float]) -> str:
+    """Break something in a simulated node, or mend it; answers with a sentence."""
+    from orchestrator.lab.control import lab_fault as break_it
+    from orchestrator.lab.control import lab_heal as mend
+
+    (mend if heal else break_it)(folder, node, fault, **arguments)
+    return f"{fault} {'healed' if heal else 'planted'} in {node}"
+
+
+def demo(folder: Path, cluster_specs: Path) -> int:
+    """The whole story, each line a command; returns the exit code."""
+    from orchestrator.lab.story import Story
+
+    return Story(folder, cluster_specs).tell()
+
+
+# ---------------------------------------------------------------------- small doors for reading commands
+def listeners(folder: Path) -> list[Any]:
+    """What listens where, of all processes that belong to this home."""
+    from orchestrator.drivers.listeners import listeners as find_listeners
+
+    return list(find_listeners(folder))
+
+
+def scan_host_key(views: "Views", node: str) -> tuple[str, str]:
+    """The SSH host key a node presents, and its SHA-256 fingerprint. Nothing is trusted or stored."""
+    from orchestrator.drivers.ssh import scan_host_key as scan
+
+    spec = views.state.spec
+    if spec is None:
+        raise NotAsRequired("no spec has been applied", "apply one first: `rackray apply SPEC`")
+    return scan(spec.node(node).address, spec.access.ssh_port)
+
+
+def ansible_variables(folder: Path, views: "Views") -> dict[str, dict[str, Any]]:
+    """Ansible's variables of every node whose host key is pinned."""
+    from orchestrator.drivers.playbooks import host_variables
+    from orchestrator.drivers.secrets import SecretStore
+    from orchestrator.planning.site import Site
+
+    spec = views.state.spec
+    if spec is None:
+        return {}
+    site = Site.of(spec)
+    pinned = {name: record for name, record in views.state.nodes.items() if name in site.nodes and record.pins.get("ssh_host_key")}
+    return {name: host_variables(site.target(record), SecretStore(folder), folder) for name, record in pinned.items()}
