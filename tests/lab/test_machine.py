@@ -140,7 +140,7 @@ VERBS = st.one_of(
 )
 
 
-@settings(max_examples=150, derandomize=True, deadline=None)
+@settings(max_examples=80, derandomize=True, deadline=None)
 @given(st.lists(st.tuples(st.floats(0.0, 12.0), VERBS), max_size=12))
 def test_asking_often_and_asking_late_tell_the_same_story(script: list[tuple[float, tuple[str, str]]]) -> None:
     stories = [play(script, look_every_s) for look_every_s in (None, 0.37)]

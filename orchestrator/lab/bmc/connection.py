@@ -134,10 +134,11 @@ class Connection:
 
     async def _send(self, answer: Answer, method: str) -> None:
         head, body = _head_and_body(answer)
-        self._writer.write(self._http.send(head) or b"")
+        out = self._http.send(head) or b""
         if method != "HEAD" and body:
-            self._writer.write(self._http.send(h11.Data(data=body)) or b"")
-        self._writer.write(self._http.send(h11.EndOfMessage()) or b"")
+            out += self._http.send(h11.Data(data=body)) or b""
+        out += self._http.send(h11.EndOfMessage()) or b""
+        self._writer.write(out)
         await self._writer.drain()
 
     async def _send_half(self, answer: Answer) -> None:
