@@ -134,6 +134,10 @@ class DoorProcess:
                 was_ready = self._run_once(launch)
             except (RackrayError, OSError, subprocess.SubprocessError) as error:
                 was_ready, self._problem = False, str(error)
+            except Exception as error:
+                # A fault of our own must not leave operations waiting at a door that nobody keeps.
+                log.exception("keeping the %s door", self.name)
+                was_ready, self._problem = False, repr(error)
             if self._closing:
                 return
             failures = 1 if was_ready else failures + 1
@@ -154,14 +158,18 @@ class DoorProcess:
                 stderr=errors,
                 start_new_session=True,  # Ctrl-C in a terminal is for the controller, which closes this door in order
             )
+        try:
+            return self._live(process, launch, began)
+        finally:
+            self._end(process)
+
+    def _live(self, process: subprocess.Popen[bytes], launch: Launch, began: int) -> bool:
+        to_door, from_door = process.stdin, process.stdout
+        if to_door is None or from_door is None:
+            raise OSError(f"the {self.name} door has no pipes")
         with self._change:
             self._process, self._ready, self._ended = process, False, False
-            closing = self._closing
-        if closing:
-            self._end(process)
-        reader = threading.Thread(
-            target=self._read, args=(process.stdout,), daemon=True, name=f"rackray-door-{self.name}-answers"
-        )
+        reader = threading.Thread(target=self._read, args=(from_door,), daemon=True, name=f"rackray-door-{self.name}-answers")
         reader.start()
         why = self._write_until_end(to_door, launch)
         self._end(process)
