@@ -12,6 +12,9 @@ from orchestrator.lab.machine_nouns import FirmwarePart, NoSuchThing, NotSupport
 NEW_SHARE_OF_UPDATE = 0.05
 """The part of `update_s` in which a task is New: the image is being fetched."""
 
+FINISHED_TASKS_KEPT = 50
+"""Older ones are forgotten, as on real BMCs (`CompletedTaskOverWritePolicy: Oldest`)."""
+
 FirmwareCatalog = Mapping[str, tuple[str, str]]
 """Path of an image's URI → (part id, version) that the file at that path holds."""
 
@@ -239,6 +242,9 @@ class Updates:
         job.task = task
         del self._open[task.id]
         self.finished.append(task)
+        closed = [one for one in self._jobs if one not in self._open]
+        for oldest in closed[:-FINISHED_TASKS_KEPT]:
+            del self._jobs[oldest]
 
     def _written(self, task: UpdateTask, at_s: float) -> UpdateTask:
         self._install(task.part_id, task.version, at_s)

@@ -2,12 +2,19 @@
 
 import ssl
 import stat
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
-from bmc_bench import FACTORY, OURS, Bench, BenchBmc, a_bench
+from bmc_bench import FACTORY, OURS, PORT, SPEC, Bench, BenchBmc, a_bench
+
+from orchestrator.lab.bmc.certificates import make_certificate
+from orchestrator.lab.bmc.service import BmcEndpoint, BmcFarm
+from orchestrator.lab.machine import BootSource, Machine
 
 SYSTEM = "/redfish/v1/Systems/1"
 RESET = f"{SYSTEM}/Actions/ComputerSystem.Reset"
@@ -337,3 +344,45 @@ def test_a_taken_address_is_named(bench: Bench, bmc: BenchBmc) -> None:
             bench.add(1)
     finally:
         other.close()
+
+
+def test_a_farm_that_cannot_serve_every_endpoint_serves_none(bench: Bench, bmc: BenchBmc, tmp_path: Path) -> None:
+    def endpoint(number: int) -> BmcEndpoint:
+        files = make_certificate(tmp_path, f"x{number}", f"127.2.200.{number}")
+        machine = Machine(replace(SPEC, name=f"x{number}"))
+        return BmcEndpoint(machine, f"127.2.200.{number}", PORT, files.certificate_path, files.key_path)
+
+    with pytest.raises(OSError, match="cannot listen"):
+        bench.wait(BmcFarm().start([endpoint(2), endpoint(1)]))
+    with pytest.raises(httpx.ConnectError), httpx.Client(trust_env=False) as client:
+        client.get(f"https://127.2.200.2:{PORT}/redfish/v1/")
+
+
+def test_a_mistake_in_the_simulator_is_told_and_logged_and_the_bmc_goes_on(
+    bench: Bench, bmc: BenchBmc, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(boot: BootSource) -> None:
+        raise RuntimeError("no such namespace")
+
+    bmc.board.power_on = broken  # type: ignore[method-assign]
+    with bmc.client() as client:
+        client.post(RESET, json={"ResetType": "On"})
+        bench.clock.now_s += 11
+        answers = {client.get(SYSTEM).status_code for _ in range(3)}
+        assert 200 in answers and answers <= {200, 500}
+    assert "no such namespace" in caplog.text
+
+
+def test_a_head_has_the_headers_of_its_get_and_no_body(bmc: BenchBmc) -> None:
+    with bmc.client() as client:
+        got, head = client.get(SYSTEM), client.head(SYSTEM)
+    assert (head.status_code, head.content, head.headers["ETag"]) == (200, b"", got.headers["ETag"])
+
+
+def test_many_bmcs_in_one_loop_answer_many_clients(bench: Bench) -> None:
+    bmcs = [bench.add(number) for number in range(100, 130)]
+    started_s = time.monotonic()
+    with ThreadPoolExecutor(8) as pool:
+        serials = list(pool.map(lambda bmc: bmc.client().get(SYSTEM).json()["SerialNumber"], bmcs))
+    assert serials == [f"LAB-{number:04}" for number in range(100, 130)]
+    assert time.monotonic() - started_s < 10

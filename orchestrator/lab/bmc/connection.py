@@ -5,8 +5,10 @@ Redfish's 501 and not a parser's 400.
 """
 
 import asyncio
+import logging
 import socket
 import struct
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -18,6 +20,8 @@ from orchestrator.lab.bmc.exchange import Answer, Request, json_bytes
 from orchestrator.lab.bmc.messages import refused
 from orchestrator.lab.bmc.protocol import RedfishService
 from orchestrator.lab.machine_faults import Fault
+
+log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 1 << 20
 IDLE_S = 75.0
@@ -80,7 +84,7 @@ class Connection:
         if request is None:
             return False
         await self._hang_if_silent(request)
-        answer = self._injected_error(request) or self._service.handle(request)
+        answer = self._answer(request)
         lost = self._machine.faults.take("lost_answer", request.method, request.path)
         status = None if lost else answer.status
         wall_s = self._service.bmc.wall()
@@ -124,13 +128,23 @@ class Connection:
         if not self._machine.faults.lasting("bmc_silent", bmc.now_s):
             return
         self._access_log.write(bmc.wall(), request.method, request.path, None, None, request.peer)
-        while self._machine.faults.lasting("bmc_silent", bmc.now_s):
-            await asyncio.sleep(LOOK_AGAIN_S)
+        await swallow_while(
+            lambda: self._machine.faults.lasting("bmc_silent", bmc.now_s) is not None,
+            lambda: self._reader.read(READ_BYTES),
+        )
         raise _Hang(is_reset=False)
 
-    def _injected_error(self, request: Request) -> Answer | None:
+    def _answer(self, request: Request) -> Answer:
         fault = self._machine.faults.take("http_error", request.method, request.path)
-        return _error_answer(fault) if fault else None
+        if fault:
+            return _error_answer(fault)
+        try:
+            return self._service.handle(request)
+        except Exception:
+            # A mistake of the simulator, not of the client: told to both sides, and the other BMCs go on.
+            log.exception("the BMC of %s failed at %s %s", self._machine.spec.name, request.method, request.path)
+            headers = {"OData-Version": "4.0", "Content-Type": "application/json"}
+            return Answer(500, headers, json_bytes(refused(500, "InternalError").body()))
 
     async def _send(self, answer: Answer, method: str) -> None:
         head, body = _head_and_body(answer)
@@ -149,14 +163,20 @@ class Connection:
         await self._writer.drain()
 
 
+async def swallow_while(is_silent: Callable[[], bool], read: Callable[[], Awaitable[bytes]]) -> None:
+    """Take what the client sends and say nothing, until the silence or the client's patience ends."""
+    while is_silent():
+        with suppress(TimeoutError):
+            if not await asyncio.wait_for(read(), LOOK_AGAIN_S):
+                return
+
+
 def reset_when_closed(writer: asyncio.StreamWriter) -> None:
     """Make the coming close a TCP reset, as a host that lost its memory of the connection does."""
     raw = writer.get_extra_info("socket")
     if raw is not None:
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    transport = writer.transport
-    with suppress(AttributeError):
-        transport.abort()
+    writer.transport.abort()
 
 
 def _request_of(head: h11.Request, body: bytes, peer: str) -> Request:

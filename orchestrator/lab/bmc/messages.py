@@ -134,6 +134,11 @@ MESSAGES: Mapping[str, _Text] = {
         "The service is temporarily unavailable.  Retry in %1 seconds.",
         "Wait for the indicated retry duration and retry the operation.",
     ),
+    "InternalError": _Text(
+        "Critical",
+        "The request failed due to an internal service error.  The service is still operational.",
+        "Resubmit the request.  If the problem persists, consider resetting the service.",
+    ),
     "GeneralError": _Text(
         "Critical",
         "A general error has occurred.  See Resolution for information on how to resolve the error, or"

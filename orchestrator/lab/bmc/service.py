@@ -1,6 +1,7 @@
 """A farm of BMCs: many Redfish services over TLS in one event loop, each on its own address and port."""
 
 import asyncio
+import logging
 import socket
 import ssl
 import time
@@ -11,10 +12,12 @@ from pathlib import Path
 
 from orchestrator.lab.bmc.access_log import AccessLog
 from orchestrator.lab.bmc.certificates import server_context
-from orchestrator.lab.bmc.connection import LOOK_AGAIN_S, Connection, reset_when_closed
+from orchestrator.lab.bmc.connection import READ_BYTES, Connection, reset_when_closed, swallow_while
 from orchestrator.lab.bmc.protocol import RedfishService
 from orchestrator.lab.bmc.state import Bmc
 from orchestrator.lab.machine import Machine
+
+log = logging.getLogger(__name__)
 
 TICK_S = 0.05
 BACKLOG = 128
@@ -86,7 +89,11 @@ class BmcFarm:
     def tick(self) -> None:
         """Bring every machine and every socket to now. Happens by itself every TICK_S; tests need not wait for it."""
         for served in tuple(self._served.values()):
-            served.tick()
+            try:
+                served.tick()
+            except Exception:
+                # One machine whose board or address fails must not stop the time of the others.
+                log.exception("the machine of BMC %s failed at its tick", served.name)
 
     async def _tick_for_ever(self) -> None:
         while True:
@@ -107,6 +114,11 @@ class _Served:
         self._listener: socket.socket | None = None
         self._acceptor: asyncio.Task[None] | None = None
         self._connections: dict[asyncio.Task[None], asyncio.StreamWriter | None] = {}
+
+    @property
+    def name(self) -> str:
+        """The machine's name."""
+        return self._endpoint.name
 
     def tick(self) -> None:
         """Bring the machine to now, and the socket to what the machine's faults ask for."""
@@ -164,6 +176,9 @@ class _Served:
             self._listener.close()
             self._listener = None
 
+    def _is_silent(self) -> bool:
+        return self._machine.faults.lasting("bmc_silent", self._clock()) is not None
+
     async def _accept_for_ever(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
@@ -175,8 +190,14 @@ class _Served:
     async def _serve(self, accepted: socket.socket, peer: str) -> None:
         loop = asyncio.get_running_loop()
         # A silent BMC accepts and says nothing, not even TLS's hello.
-        while self._machine.faults.lasting("bmc_silent", self._clock()):
-            await asyncio.sleep(LOOK_AGAIN_S)
+        if self._is_silent():
+            try:
+                await swallow_while(self._is_silent, lambda: loop.sock_recv(accepted, READ_BYTES))
+            except OSError as error:
+                log.debug("%s: a client of a silent BMC went away: %s", self._endpoint.name, error)
+            finally:
+                accepted.close()
+            return
         reader = asyncio.StreamReader(limit=1 << 16, loop=loop)
         protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
         try:
