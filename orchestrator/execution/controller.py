@@ -9,7 +9,8 @@ import heapq
 import itertools
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from orchestrator.domain.event import CLUSTER, Event
 from orchestrator.domain.node import SETTLED, NodeState
@@ -27,6 +28,8 @@ from orchestrator.planning.site import Site
 log = logging.getLogger(__name__)
 
 RENEW_EVERY_S = 4.0
+TICK_S = 1e-6
+"""Smallest step between two times the controller writes down."""
 HELD_BACK_S = 1.0
 """How soon a step that was not admitted is offered again."""
 
@@ -42,7 +45,7 @@ class Flying:
 class Controller:
     """The one who decides, for as long as it holds the lease."""
 
-    def __init__(self, journal: Journal, hands: Hands, clock: Clock, epoch: int) -> None:
+    def __init__(self, journal: Journal, hands: Hands, clock: Clock, epoch: int, home: Path) -> None:
         """Begin deciding under `epoch`, which `journal.take_lease` gave, and disown what an earlier controller left open."""
         self.journal, self.hands, self.clock, self.epoch = journal, hands, clock, epoch
         self.state = ClusterState()
@@ -50,6 +53,7 @@ class Controller:
         self._changed: set[str] = set()
         self._due: list[tuple[float, str]] = []
         self._numbers = itertools.count(1)
+        self._stamped_s = 0.0
         self._renewed_at_s = clock.now_s()
         self._site: Site | None = None
         self.waiting: dict[str, str] = {}
@@ -58,7 +62,7 @@ class Controller:
         for seen in journal.observations():
             if seen.key in Action.__members__.values() and seen.subject in self.state.nodes:
                 self.state.observe(seen.subject, Action(seen.key), seen.data, seen.at_s)
-        self.runs = RunKeeper(self.journal, self.hands, self.clock, self.epoch, self._operation_id)
+        self.runs = RunKeeper(journal, hands, clock, epoch, home)
         self._disown_open_intents()
         self._changed.update(self.state.nodes)
 
@@ -89,10 +93,8 @@ class Controller:
         moved = self._take_in([each for each in outcomes if each.operation in self._flying], now_s)
         moved |= self._answer_requests()
         moved |= self.runs.take_in(self.state, outcomes)
-        self._catch_up()
         moved |= self._advance(now_s)
         moved |= self.runs.advance(self.state, self._site)
-        self._catch_up()
         return moved
 
     # ------------------------------------------------------------------ phase 1: what came back
@@ -105,10 +107,11 @@ class Controller:
             if outcome.status is Status.FENCED:
                 raise LeaseLost(f"epoch {self.epoch} was fenced before {outcome.action} on {outcome.node}")
             if self._says_nothing_new(outcome):
-                looks.append(Observation(outcome.node, str(outcome.action), now_s, dict(outcome.facts)))
-                self.state.observe(outcome.node, outcome.action, outcome.facts, now_s)
+                seen_s = self._stamp(now_s)
+                looks.append(Observation(outcome.node, str(outcome.action), seen_s, dict(outcome.facts)))
+                self.state.observe(outcome.node, outcome.action, outcome.facts, seen_s)
             else:
-                events.append(_ended(outcome, flying.operation, now_s))
+                events.append(_ended(outcome, flying.operation))
         self._commit(events, now_s)
         self.journal.observe(looks, self.epoch)
         return bool(outcomes)
@@ -232,13 +235,19 @@ class Controller:
 
     def _commit(self, events: list[Event], now_s: float) -> None:
         if events:
-            self.journal.commit(events, self.epoch, now_s)
+            self.journal.commit([replace(event, at_s=self._stamp(now_s)) for event in events], self.epoch, now_s)
             self._renewed_at_s = now_s
             self._catch_up()
+
+    def _stamp(self, now_s: float) -> float:
+        """A time no earlier than `now_s`, later than any given out before: planning asks which of two facts came first."""
+        self._stamped_s = max(now_s, self._stamped_s + TICK_S)
+        return self._stamped_s
 
     def _catch_up(self) -> None:
         for event in self.journal.events(self.state.seq):
             self.state.apply(event)
+            self._stamped_s = max(self._stamped_s, event.at_s)
             if event.subject in self.state.nodes:
                 self._changed.add(event.subject)
 
@@ -248,7 +257,7 @@ class Controller:
         return min(max(due_s - self.clock.now_s(), 0.001), RENEW_EVERY_S)
 
 
-def _ended(outcome: Outcome, operation: Operation, now_s: float) -> Event:
+def _ended(outcome: Outcome, operation: Operation) -> Event:
     data = {
         "operation": outcome.operation,
         "action": str(outcome.action),
@@ -258,7 +267,7 @@ def _ended(outcome: Outcome, operation: Operation, now_s: float) -> Event:
         "retryable": outcome.retryable,
         "seconds": round(outcome.seconds, 3),
     }
-    return Event("node.ended", operation.node, data, now_s)
+    return Event("node.ended", operation.node, data)
 
 
 def everything_settled(state: ClusterState) -> bool:
