@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from orchestrator.domain.deadline import within
@@ -21,8 +22,13 @@ from orchestrator.domain.errors import (
     RackrayError,
 )
 from orchestrator.domain.operation import MUTATING, Action, Operation, Outcome, Status
+from orchestrator.drivers import cell_join
+from orchestrator.drivers.image_service import ImageServiceClient
 from orchestrator.drivers.interfaces import Bmc, BmcDoor, ImageService, MayAct, NodeShell, Secrets, ShellDoor, ShellResult
 from orchestrator.drivers.pools import Pool
+from orchestrator.drivers.redfish import RedfishDoor
+from orchestrator.drivers.secrets import SecretStore
+from orchestrator.drivers.ssh import SshDoor
 
 LOG = logging.getLogger(__name__)
 
@@ -49,6 +55,7 @@ BMC_VERBS: Mapping[Action, Callable[[Bmc, Mapping[str, Any]], Facts]] = {
     Action.BMC_FIRMWARE: lambda bmc, args: bmc.firmware(),
     Action.BMC_UPDATE: lambda bmc, args: bmc.update(args["component"], args["image_uri"], args["version"]),
     Action.BMC_TASK: lambda bmc, args: bmc.task(args["task"]),
+    Action.BMC_TASKS: lambda bmc, args: bmc.tasks(),
     Action.BMC_LOCATE: lambda bmc, args: bmc.locate(args["lit"]),
     Action.BMC_EVENTS: lambda bmc, args: bmc.events(),
 }
@@ -60,7 +67,7 @@ REQUIRED_ARGUMENTS: Mapping[Action, Sequence[str]] = {
     Action.BMC_LOCATE: ("lit",),
     Action.IMAGE_REPORT: ("serial", "image"),
     Action.SSH_EXEC: ("argv",),
-    Action.CELL_JOIN: ("address", "labels", "resources"),
+    Action.CELL_JOIN: ("address", "labels"),
 }
 STATUS_OF: Sequence[tuple[type[RackrayError], Status]] = (
     (PeerUnreachable, Status.UNREACHABLE),
@@ -71,6 +78,20 @@ STATUS_OF: Sequence[tuple[type[RackrayError], Status]] = (
     (PeerError, Status.UNKNOWN),
     (RackrayError, Status.REFUSED),
 )
+
+
+def build(home: Path) -> "Exchange":
+    """The exchange of real life, with the secrets of `home`."""
+    secrets = SecretStore(home)
+    return Exchange(
+        bmcs=RedfishDoor(secrets),
+        shells=SshDoor(secrets),
+        images=ImageServiceClient(secrets),
+        secrets=secrets,
+        join=cell_join.join,
+        leave=cell_join.leave,
+        redact=secrets.redact,
+    )
 
 
 class Exchange:

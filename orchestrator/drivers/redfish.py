@@ -18,7 +18,7 @@ from orchestrator.drivers.redfish_accounts import replace_password
 from orchestrator.drivers.redfish_client import RedfishClient, pinned_context, shown
 from orchestrator.drivers.redfish_reading import ROOT, allowed, date, follow, inner, link, listed, members, number, text
 from orchestrator.drivers.redfish_session import Login, PasswordChangeDue, RedfishSession
-from orchestrator.drivers.redfish_updates import inventory, look_at_task, start_update
+from orchestrator.drivers.redfish_updates import inventory, list_tasks, look_at_task, start_update
 
 LOG = logging.getLogger(__name__)
 LOG_NAMES = ("SEL", "Sel", "IEL", "EventLog", "Event", "Log1")
@@ -169,6 +169,11 @@ class RedfishBmc:
         """Where an update stands; "Vanished" if the BMC does not know the task any more."""
         self._enter()
         return look_at_task(self._session, uri)
+
+    def tasks(self) -> Mapping[str, Any]:
+        """Every task the BMC still remembers, newest last."""
+        self._enter()
+        return {"tasks": list_tasks(self._session)}
 
     def locate(self, lit: bool) -> Mapping[str, Any]:
         """Switch the lamp that shows a technician the machine."""

@@ -1,6 +1,7 @@
 """A BMC's firmware: the inventory, one update, and the task that carries it out (DSP0266; UpdateService, TaskService)."""
 
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,7 +14,6 @@ from orchestrator.drivers.redfish_session import RedfishSession
 LOG = logging.getLogger(__name__)
 VANISHED = "Vanished"
 """Our word for a task the BMC does not know any more: only the version tells what came of it."""
-FINAL_STATES = frozenset({"Completed", "Exception", "Killed", "Cancelled", "Interrupted"})
 MOST_MESSAGES = 20
 
 
@@ -71,6 +71,34 @@ def look_at_task(session: RedfishSession, uri: str) -> dict[str, Any]:
         "percent": number(answer.body, "PercentComplete"),
         "messages": _messages(answer.body),
     }
+
+
+def list_tasks(session: RedfishSession) -> list[dict[str, Any]]:
+    """task, name, state, percent of every task the BMC still remembers, newest last; none where it has no TaskService."""
+    tasks = []
+    for uri in sorted(_task_uris(session) or (), key=_age):
+        answer = session.find(uri)
+        if answer is None:
+            continue  # it vanished between the list and the look, as tasks do
+        tasks.append(
+            {
+                "task": uri,
+                "name": text(answer.body, "Name") or last_segment(uri),
+                "state": text(answer.body, "TaskState") or "Running",
+                "percent": number(answer.body, "PercentComplete"),
+                "started": text(answer.body, "StartTime") or "",
+            }
+        )
+    # Where every task says when it began that is its order; else the order of their numbers stands.
+    if all(task["started"] for task in tasks):
+        tasks.sort(key=lambda task: str(task["started"]))
+    return [{key: task[key] for key in ("task", "name", "state", "percent")} for task in tasks]
+
+
+def _age(uri: str) -> tuple[int, str]:
+    """Orders task URIs by the number they end in: 9 before 10."""
+    digits = re.search(r"(\d+)$", uri)
+    return (int(digits.group(1)) if digits else 0, uri)
 
 
 def _component(session: RedfishSession, uri: str) -> Mapping[str, Any]:
