@@ -5,6 +5,7 @@ simulated site (factory papers, SSH key, image token, the image service's certif
 """
 
 import contextlib
+import fcntl
 import http.client
 import json
 import os
@@ -14,7 +15,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,11 +106,18 @@ def lab_up(spec: LabSpec, home: Path) -> LabReport:
     spec.check()
     check_machine()
     paths = LabPaths(home.absolute())
-    cleared: tuple[str, ...] = ()
-    if daemon_pid(paths) is None:
-        cleared = _clear_dead_lab(paths)
-        _start_daemon(paths)
-    added = set(ask(paths.control, {"verb": "add", "spec": spec.to_json()}, ADD_LIMIT_S)["added"])
+    with _alone(paths):
+        cleared: tuple[str, ...] = ()
+        is_new = daemon_pid(paths) is None
+        if is_new:
+            cleared = _clear_dead_lab(paths)
+            _start_daemon(paths)
+        try:
+            added = set(ask(paths.control, {"verb": "add", "spec": spec.to_json()}, ADD_LIMIT_S)["added"])
+        except LabError:
+            if is_new:  # nobody asked for a lab without nodes
+                _end(paths, keep=False)
+            raise
     for node in spec.nodes:
         _await_bmc(paths, node.name, node.bmc_address, node.bmc_port)
     status = lab_status(home)
@@ -132,17 +140,10 @@ def lab_down(home: Path, keep: bool = False) -> LabDown:
     Raises: LabError that names what could not be ended.
     """
     paths = LabPaths(home.absolute())
-    pid = daemon_pid(paths)
-    nodes: tuple[str, ...] = ()
-    if pid is not None:
-        nodes = _ask_to_go(paths, pid)
-    killed = _kill_leftovers(paths)
-    left = [*_leftovers(paths).values(), *mounts_below(paths.lab)]
-    if left:
-        raise LabError(f"the lab could not be ended; left are: {', '.join(left)}", hint="end them, then run it again")
-    if not keep:
-        _forget(paths)
-    return LabDown(was_running=pid is not None, nodes=nodes, killed=killed)
+    if not paths.home.exists():
+        return LabDown(was_running=False, nodes=(), killed=())
+    with _alone(paths):
+        return _end(paths, keep)
 
 
 def lab_fault(home: Path, node: str, fault: str, **arguments: Value) -> None:
@@ -191,6 +192,32 @@ def daemon_pid(paths: LabPaths) -> int | None:
     except (FileNotFoundError, ValueError):
         return None
     return pid if start_time(pid) == started else None
+
+
+@contextlib.contextmanager
+def _alone(paths: LabPaths) -> Iterator[None]:
+    """One `lab up` or `lab down` at a time in one home; the second waits. The lock is on the folder, so no file is left."""
+    paths.home.mkdir(parents=True, exist_ok=True)
+    folder = os.open(paths.home, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _end(paths: LabPaths, keep: bool) -> LabDown:
+    pid = daemon_pid(paths)
+    nodes: tuple[str, ...] = ()
+    if pid is not None:
+        nodes = _ask_to_go(paths, pid)
+    killed = _kill_leftovers(paths)
+    left = [*_leftovers(paths).values(), *mounts_below(paths.lab)]
+    if left:
+        raise LabError(f"the lab could not be ended; left are: {', '.join(left)}", hint="end them, then run it again")
+    if not keep:
+        _forget(paths)
+    return LabDown(was_running=pid is not None, nodes=nodes, killed=killed)
 
 
 def _start_daemon(paths: LabPaths) -> None:

@@ -227,7 +227,9 @@ def _first_line(process: subprocess.Popen[bytes]) -> bytes:
 
 
 def _tail(console: Path) -> str:
-    return console.read_text(errors="replace").strip()[-400:] or "it said nothing"
+    """What the node said last: of a traceback, the line that names the error."""
+    lines = console.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it said nothing"
 
 
 def _all_pids() -> list[int]:

@@ -3,12 +3,13 @@
 import csv
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from wire_lab import Operator, skip_unless_possible, spec_of, wait_until, with_nodes
+from wire_lab import Operator, skip_unless_possible, spec_of, wait_until
 
 from orchestrator.lab.control import lab_down, lab_fault, lab_status, lab_up
 from orchestrator.lab.delivery import FactoryRow, deliver
@@ -27,7 +28,7 @@ def home(tmp_path: Path) -> Iterator[Path]:
     lab_down(home)
 
 
-def test_a_lab_grows_by_the_nodes_that_are_new_and_touches_no_other(home: Path) -> None:
+def test_a_lab_grows_by_what_is_new_and_possible_and_touches_no_other_node(home: Path) -> None:
     first = spec_of("a", first=31)
     assert lab_up(first, home).added == ("a",)
     operator = Operator(home, first)
@@ -45,28 +46,29 @@ def test_a_lab_grows_by_the_nodes_that_are_new_and_touches_no_other(home: Path) 
     assert rows["a"]["password"] != rows["b"]["password"]
     assert lab_up(larger, home).added == ()
 
+    bad = replace(spec_of("c", first=33).nodes[0], planted=(PlantedFault("gpu_on_fire"),))
+    with pytest.raises(LabError, match="no fault is called 'gpu_on_fire'"):
+        lab_up(replace(larger, nodes=(*larger.nodes, bad)), home)
+    assert [node.name for node in lab_status(home).nodes] == ["a", "b"]
     moved = replace(larger, nodes=(replace(larger.nodes[0], ssh_port=2223), planted))
     with pytest.raises(LabError, match="node a runs with other settings"):
         lab_up(moved, home)
 
 
-def test_what_cannot_be_added_leaves_the_lab_as_it_was(home: Path) -> None:
-    first = spec_of("a", first=31)
-    lab_up(first, home)
-    bad = replace(spec_of("b", first=32).nodes[0], planted=(PlantedFault("gpu_on_fire"),))
-    with pytest.raises(LabError, match="no fault is called 'gpu_on_fire'"):
-        lab_up(replace(first, nodes=(*first.nodes, bad)), home)
-    assert [node.name for node in lab_status(home).nodes] == ["a"]
-    assert lab_up(with_nodes(first, spec_of("b", first=32)), home).added == ("b",)
-
-
-def test_secrets_are_the_operators_alone(home: Path) -> None:
-    lab_up(spec_of("a", first=31), home)
-    secrets = home / "secrets"
-    assert secrets.stat().st_mode & 0o777 == 0o700
-    modes = {path.name: path.stat().st_mode & 0o777 for path in secrets.iterdir() if path.suffix != ".pub"}
-    assert modes == {"factory.csv": 0o600, "ssh_key": 0o600, "image_token": 0o600, "image_ca.pem": 0o600}
-    assert (home / "lab").stat().st_mode & 0o777 == 0o700
+def test_a_lab_that_cannot_start_leaves_no_daemon(home: Path) -> None:
+    spec = spec_of("a", first=31)
+    with (
+        socket.create_server((spec.image_service_address, spec.image_service_port)),
+        pytest.raises(LabError, match=r"the image service cannot listen on https://127.3.210.31:8443: .*in use"),
+    ):
+        lab_up(spec, home)
+    assert not (home / "lab").exists()
+    with (
+        socket.create_server((spec.nodes[0].bmc_address, spec.nodes[0].bmc_port)),
+        pytest.raises(LabError, match=r"the BMC of a cannot listen on 127.2.210.31:8443"),
+    ):
+        lab_up(spec, home)
+    assert not (home / "lab").exists()
 
 
 def test_a_lab_that_is_taken_down_leaves_no_process_no_mount_and_no_secret(home: Path) -> None:
@@ -125,14 +127,3 @@ def test_an_image_that_the_power_left_half_way_is_none(home: Path) -> None:
     wait_until(lambda: operator.status("a").boots == 2, "it starts from the disk")
     status = operator.status("a")
     assert (status.power, status.has_image, status.pid, status.failure) == ("On", False, None, "")
-
-
-def test_an_unknown_node_or_fault_says_what_there_is(home: Path) -> None:
-    lab_up(spec_of("a", first=31), home)
-    with pytest.raises(LabError, match="the lab has no node z"):
-        lab_fault(home, "z", "silent")
-    with pytest.raises(LabError, match="no fault is called 'gremlins'") as caught:
-        lab_fault(home, "a", "gremlins")
-    assert "gpu_lost" in caught.value.hint and "bmc_silent" in caught.value.hint and "ssh_hang" in caught.value.hint
-    with pytest.raises(LabError, match="takes no argument"):
-        lab_fault(home, "a", "silent", volume=11)

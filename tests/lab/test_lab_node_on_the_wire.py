@@ -1,14 +1,17 @@
 """One simulated node as an operator meets it: power, disk, image, SSH, GPUs."""
 
 import json
+import os
 import socket
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from wire_lab import Operator, skip_unless_possible, spec_of, wait_until
 
-from orchestrator.lab.control import lab_down, lab_fault, lab_heal, lab_up
+from orchestrator.lab.control import lab_down, lab_fault, lab_heal, lab_status, lab_up
+from orchestrator.lab.errors import LabError
 from orchestrator.lab.namespaces import processes_of
 
 pytestmark = pytest.mark.lab
@@ -221,3 +224,41 @@ def test_a_power_cut_is_seen_by_the_bmc_too(operator: Operator) -> None:
         connect(operator, NODE)
     operator.switch_on(NODE)
     assert operator.say(NODE, "hostname") == NODE
+
+
+def test_the_daemon_listens_on_loopback_only(operator: Operator) -> None:
+    spec, node = operator.spec, operator.plan(NODE)
+    bmcs = {(plan.bmc_address, plan.bmc_port) for plan in spec.nodes}
+    others = {(node.ssh_address, node.ssh_port), (spec.image_service_address, spec.image_service_port)}
+    assert listening_addresses(lab_status(operator.home).daemon_pid) == bmcs | others
+
+
+def listening_addresses(pid: int) -> set[tuple[str, int]]:
+    """Every TCP address a process listens on (proc(5): /proc/net/tcp, state 0A, addresses in host byte order)."""
+    links = {os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+    assert not any(f"socket:[{line.split()[9]}]" in links for line in Path("/proc/net/tcp6").read_text().splitlines()[1:])
+    found = set()
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[3] == "0A" and f"socket:[{fields[9]}]" in links:
+            address, port = fields[1].split(":")
+            found.add((socket.inet_ntoa(bytes.fromhex(address)[::-1]), int(port, 16)))
+    return found
+
+
+def test_secrets_are_the_operators_alone(operator: Operator) -> None:
+    secrets = operator.paths.secrets
+    assert secrets.stat().st_mode & 0o777 == 0o700
+    modes = {path.name: path.stat().st_mode & 0o777 for path in secrets.iterdir() if path.suffix != ".pub"}
+    assert modes == {"factory.csv": 0o600, "ssh_key": 0o600, "image_token": 0o600, "image_ca.pem": 0o600}
+    assert operator.paths.lab.stat().st_mode & 0o777 == 0o700
+
+
+def test_an_unknown_node_or_fault_says_what_there_is(operator: Operator) -> None:
+    with pytest.raises(LabError, match="the lab has no node z"):
+        lab_fault(operator.home, "z", "silent")
+    with pytest.raises(LabError, match="no fault is called 'gremlins'") as caught:
+        lab_fault(operator.home, NODE, "gremlins")
+    assert "gpu_lost" in caught.value.hint and "bmc_silent" in caught.value.hint and "ssh_hang" in caught.value.hint
+    with pytest.raises(LabError, match="takes no argument"):
+        lab_fault(operator.home, NODE, "silent", volume=11)

@@ -6,7 +6,7 @@ import ssl
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -47,10 +47,6 @@ def spec_of(*names: str, first: int = 1) -> LabSpec:
         for number, name in enumerate(names, first)
     )
     return LabSpec(nodes=nodes, image_service_address=f"127.3.210.{first}")
-
-
-def with_nodes(spec: LabSpec, other: LabSpec) -> LabSpec:
-    return replace(spec, nodes=(*spec.nodes, *other.nodes))
 
 
 def wait_until(condition: Callable[[], object], what: str, limit_s: float = 15.0) -> None:

@@ -1,0 +1,95 @@
+"""What a lab may be asked to be, what it delivers, and what its nodes may see; no node is started."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from wire_lab import spec_of
+
+from orchestrator.lab.control import lab_down, lab_status
+from orchestrator.lab.delivery import FactoryRow, deliver, factory_password, take_back
+from orchestrator.lab.errors import LabError
+from orchestrator.lab.image import digest_of
+from orchestrator.lab.machine_nouns import FirmwarePart
+from orchestrator.lab.namespaces import Share
+from orchestrator.lab.plan import FirmwareImage, LabSpec, PlantedFault
+from orchestrator.lab.runtime import hidden_directories
+
+
+def test_a_spec_survives_the_control_socket() -> None:
+    spec = spec_of("a", "b")
+    node = replace(
+        spec.nodes[0],
+        firmware=(FirmwarePart("NIC1", "NIC", "28.36", updateable=False),),
+        planted=(PlantedFault("gpu_lost", (("gpu", 1),)),),
+    )
+    spec = replace(spec, nodes=(node, spec.nodes[1]), firmware_images=(FirmwareImage("nic.json", "NIC1", "28.39"),))
+    assert LabSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+
+
+def test_every_clash_of_a_spec_is_named_at_once() -> None:
+    spec = spec_of("a", "b")
+    bad = replace(spec.nodes[1], name="a", bmc_address=spec.nodes[0].bmc_address, ssh_address="192.0.2.1")
+    with pytest.raises(LabError) as caught:
+        replace(spec, nodes=(spec.nodes[0], bad), image_service_address="nowhere").check()
+    said = str(caught.value)
+    assert "node name a appears 2 times" in said
+    assert "address 127.2.210.1:8443 appears 2 times" in said
+    assert "a's SSH has the address 192.0.2.1; the lab listens on 127.0.0.0/8 only" in said
+    assert "the image service has the address 'nowhere', which is none" in said
+
+
+def test_papers_are_merged_by_node_and_by_serial(tmp_path: Path) -> None:
+    papers = tmp_path / "secrets" / "factory.csv"
+    deliver(papers, [FactoryRow("a", "S1", "admin", "one", "aa"), FactoryRow("b", "S2", "admin", "two", "bb")])
+    deliver(papers, [FactoryRow("a", "S9", "admin", "new, of course", "cc"), FactoryRow("c", "S2", "admin", "moved", "dd")])
+    with papers.open(newline="") as file:
+        rows = {row["node"]: (row["serial"], row["password"]) for row in csv.DictReader(file)}
+    assert rows == {"a": ("S9", "new, of course"), "c": ("S2", "moved")}
+    assert papers.stat().st_mode & 0o777 == 0o600
+    take_back(papers, {"S9", "S2"})
+    assert not papers.exists()
+
+
+def test_factory_passwords_are_each_their_own_and_obey_the_usual_rules() -> None:
+    words = {factory_password() for _ in range(50)}
+    assert len(words) == 50
+    assert all(any(c.islower() for c in w) and any(c.isupper() for c in w) and any(c.isdigit() for c in w) for w in words)
+
+
+def test_the_digest_sees_content_names_modes_and_links(tmp_path: Path) -> None:
+    def tree(name: str) -> Path:
+        root = tmp_path / name
+        (root / "etc").mkdir(parents=True)
+        (root / "etc/a").write_text("one")
+        (root / "etc/b").symlink_to("a")
+        return root
+
+    first, second = tree("first"), tree("second")
+    assert digest_of(first) == digest_of(second)
+    digests = {digest_of(first)}
+    (second / "etc/a").write_text("two")
+    digests.add(digest_of(second))
+    (second / "etc/a").chmod(0o600)
+    digests.add(digest_of(second))
+    (second / "etc/b").unlink()
+    (second / "etc/b").symlink_to("/etc/a")
+    digests.add(digest_of(second))
+    (second / "etc/a").rename(second / "etc/c")
+    digests.add(digest_of(second))
+    assert len(digests) == 5
+
+
+def test_the_folder_with_the_secrets_is_hidden_wherever_the_project_shows_it(tmp_path: Path) -> None:
+    shares = (Share("/srv/shared", "/srv/shared", False), Share(str(tmp_path), "/opt/x"), Share(str(tmp_path / "deep"), "/deep"))
+    assert hidden_directories(shares, tmp_path / "deep/.rackray") == ("/opt/x/deep/.rackray", "/deep/.rackray")
+    assert hidden_directories(shares, Path("/elsewhere/.rackray")) == ()
+
+
+def test_where_no_lab_runs_asking_says_so_and_ending_is_no_error(tmp_path: Path) -> None:
+    with pytest.raises(LabError, match="no lab daemon answers"):
+        lab_status(tmp_path)
+    assert lab_down(tmp_path / "never").was_running is False
+    assert not (tmp_path / "never").exists()
