@@ -4,6 +4,7 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -137,13 +138,22 @@ def test_garbage_on_the_wire_is_answered_or_dropped_and_harms_nobody(bmc: BenchB
         assert client.get(SYSTEM).status_code == 200
 
 
-def a_sushy(bmc: BenchBmc) -> sushy.Sushy:
+@contextmanager
+def a_sushy(bmc: BenchBmc) -> Iterator[sushy.Sushy]:
+    """Ironic's client with a session that ends here: left to the garbage collector, its logout meets a dead BMC."""
     auth = sushy.auth.SessionOrBasicAuth(*OURS)
-    return sushy.Sushy(bmc.url, verify=str(bmc.certificate.certificate_path), auth=auth, server_side_retries=0)
+    yield sushy.Sushy(bmc.url, verify=str(bmc.certificate.certificate_path), auth=auth, server_side_retries=0)
+    auth.close()
+    with bmc.client() as client:
+        assert client.get(SESSIONS).json()["Members"] == []
 
 
 def test_ironics_client_powers_the_machine_and_boots_it_once_from_the_network(bench: Bench, bmc: BenchBmc) -> None:
-    root = a_sushy(bmc)
+    with a_sushy(bmc) as root:
+        check_power_and_boot(root, bench, bmc)
+
+
+def check_power_and_boot(root: sushy.Sushy, bench: Bench, bmc: BenchBmc) -> None:
     system = root.get_system("/redfish/v1/Systems/1")
     assert (system.manufacturer, system.serial_number, system.power_state) == ("Rackray", "LAB-0031", sushy.PowerState.OFF)
     system.set_system_boot_options(sushy.BootSource.PXE, sushy.BootSourceOverrideEnabled.ONCE)
@@ -158,7 +168,11 @@ def test_ironics_client_powers_the_machine_and_boots_it_once_from_the_network(be
 
 
 def test_ironics_client_updates_firmware_and_watches_its_task(bench: Bench, bmc: BenchBmc) -> None:
-    root = a_sushy(bmc)
+    with a_sushy(bmc) as root:
+        check_update(root, bench)
+
+
+def check_update(root: sushy.Sushy, bench: Bench) -> None:
     service = root.get_update_service()
     inventory = service.firmware_inventory
     seen = {part.identity: part.version for part in inventory.get_members()}
