@@ -282,7 +282,10 @@ def scan_host_key(host: str, port: int, timeout_s: float = 10.0) -> HostKey:
 def parse_host_key(line: str) -> paramiko.PKey:
     """The key of a pin "ssh-ed25519 AAAA… [comment]". Raises IdentityMismatch if it is none."""
     parts = line.split()
-    entry = paramiko.hostkeys.HostKeyEntry.from_line(" ".join(["pinned", *parts[:2]])) if len(parts) >= 2 else None
+    try:
+        entry = paramiko.hostkeys.HostKeyEntry.from_line(" ".join(["pinned", *parts[:2]]))
+    except (paramiko.SSHException, ValueError):
+        entry = None
     if entry is None or entry.key is None:
         raise IdentityMismatch(f"the pinned host key {line[:60]!r} is no key", "it must read like `ssh-ed25519 AAAA…`")
     return entry.key
