@@ -198,6 +198,7 @@ class RunSpec:
     resume: bool = False
     """Continue from the newest complete checkpoint if there is one."""
     precision: str = "fp32"
+    """`fp32`, or `bf16` weights and gradients with an fp32 copy in the optimizer."""
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -356,6 +357,15 @@ def _zero_fits_pipeline(zero: int, pipeline: int) -> str | None:
     return f"layout.zero: ZeRO-{zero} with {pipeline} pipeline stages: {reason}; choose 1, or layout.pipeline 1"
 
 
+def _zero_fits_precision(zero: int, precision: str) -> str | None:
+    if zero != 0 or precision != "bf16":
+        return None
+    return (
+        "layout.zero: ZeRO-0 with bf16: DeepSpeed then updates the bf16 weights without an fp32 copy, and small updates "
+        "are lost; choose 1, which needs no more memory, or precision fp32"
+    )
+
+
 _CROSS_RULES: tuple[tuple[str, Callable[..., str | None]], ...] = (
     ("optimizer.warmup_steps steps", _warmup_fits),
     ("model.heads model.d_model", _heads_divide),
@@ -364,6 +374,7 @@ _CROSS_RULES: tuple[tuple[str, Callable[..., str | None]], ...] = (
     ("layout.tensor", _no_tensor_parallelism),
     ("layout.pipeline model.layers", _stages_fit),
     ("layout.zero layout.pipeline", _zero_fits_pipeline),
+    ("layout.zero precision", _zero_fits_precision),
 )
 
 

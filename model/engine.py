@@ -11,6 +11,7 @@ import importlib
 import logging
 import os
 import resource
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,6 +58,8 @@ def join_ranks(timeout_s: float) -> None:
     collective.
     """
     deepspeed_logger.setLevel(logging.WARNING)
+    # DeepSpeed 0.19 calls collectives by names that torch 2.13 wants to rename; nobody who runs this can act on it.
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\..*deprecated", category=FutureWarning)
     # DeepSpeed would compile a shared-memory all-reduce with the system's C++ compiler into every HOME, a minute or
     # more the first time; gloo does the same work, and no switch turns the compiling off.
     # By name, because the attribute `deepspeed.comm.torch` is torch itself, not this module.
@@ -98,13 +101,6 @@ def leave_ranks() -> None:
 def wait_for_every_rank() -> None:
     """Returns once all ranks have come here."""
     dist.barrier()
-
-
-def any_rank(flag: bool) -> bool:
-    """True on every rank if `flag` is true on one.  Collective."""
-    tensor = torch.tensor(int(flag), device=_device())
-    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-    return bool(tensor)
 
 
 def from_rank_zero(value: Any) -> Any:
@@ -176,6 +172,12 @@ class Engine(ABC):
         _set_random_state(torch.load(folder / random_state_name(dist.get_rank()), weights_only=True))
         return int(client_state["step"])
 
+    def any_rank(self, flag: bool) -> bool:
+        """True on every rank if `flag` is true on one.  Collective."""
+        tensor = torch.tensor(int(flag), device=self._device)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return bool(tensor)
+
     def memory_bytes(self) -> int:
         """The most this rank has used so far: GPU memory, or the process's resident memory where there is no GPU."""
         if self._device.type == "cuda":
@@ -221,12 +223,11 @@ class FlatEngine(Engine):
         self._deepspeed.backward(loss)
         return loss.detach()
 
-    def _gradient_norm(self) -> Tensor | None:
-        # DeepSpeed reports no norm under ZeRO-0 in fp32; after the last backward the gradients are averaged over the
-        # ranks.  In bf16 they lie in fp32 buffers of the optimizer instead, and it does report their norm.
+    def _gradient_norm(self) -> Tensor:
+        # DeepSpeed reports no norm under ZeRO-0; after the last backward the gradients are averaged over the ranks.
         # In double, as DeepSpeed does it: torch's fp32 norm of a large tensor on a CPU is off by 1e-5.
         gradients = [p.grad for p in self._deepspeed.module.parameters() if p.grad is not None]
-        return torch.stack([g.double().norm() for g in gradients]).norm() if gradients else None
+        return torch.stack([gradient.double().norm() for gradient in gradients]).norm()
 
     def evaluate(self, batches: list[Batch]) -> float:
         self._deepspeed.eval()

@@ -112,7 +112,6 @@ def train(
 ) -> ExitCode:
     """The loop.  Collective; every rank returns the same."""
     from model.data import Batches
-    from model.engine import any_rank
 
     batches = Batches(corpus, spec, engine.replica)
     _start(spec, engine, corpus, resumption, report)
@@ -122,12 +121,12 @@ def train(
         result = engine.train_step(step, batches.of_step(step))
         step_s = time.monotonic() - begun_s
         report.beat("step", step)
-        if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
-            report.event("nan", loss=str(result.loss), grad_norm=str(result.grad_norm))
-            return ExitCode.NOT_A_NUMBER
-
         last = step == spec.steps
         heldout = _evaluate(engine, batches, corpus, report) if last or _due(step, spec.evaluate_every_steps) else None
+        if not all(math.isfinite(number) for number in (result.loss, result.grad_norm, heldout or 0.0)):
+            # As text, for JSON has no NaN.
+            report.event("nan", loss=str(result.loss), grad_norm=str(result.grad_norm), heldout_loss=str(heldout))
+            return ExitCode.NOT_A_NUMBER
         report.step(
             step,
             loss=result.loss,
@@ -137,7 +136,7 @@ def train(
             heldout_loss=heldout,
         )
         # Asked of all: a signal reaches the ranks at different steps, and all must leave after the same one.
-        stopping = any_rank(stop.requested)
+        stopping = engine.any_rank(stop.requested)
         if stopping or last or _due(step, spec.checkpoint.every_steps):
             _save(engine, checkpoints, step, report)
         if stopping and not last:

@@ -45,6 +45,7 @@ PROBLEMS = [
     ({"optimizer": {"lr": 0}}, "optimizer.lr: is 0.0", "above 0"),
     ({"optimizer": {"betas": [0.9]}}, "optimizer.betas: must be a list of 2 numbers", ""),
     ({"optimizer": {"betas": [0.9, "x"]}}, "optimizer.betas[1]: must be a number, not a text", ""),
+    ({"layout": {"zero": 0}, "precision": "bf16"}, "without an fp32 copy", "choose 1"),
     ({"precision": "fp16"}, "precision: is 'fp16'", "fp32 or bf16"),
     ({"steps": True}, "steps: must be a whole number, not true or false", ""),
     ({"steps": 5.0}, "steps: must be a whole number, not a number", ""),

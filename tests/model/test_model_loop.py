@@ -1,0 +1,154 @@
+"""The loop itself, with an engine that does as it is told."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from training_launch import tiny_spec
+
+from model.contract import EventLine, ExitCode, Heartbeat, Manifest, ProgressLine, RunSpec, read_progress
+from model.data import Batch, Corpus, CorpusFacts
+from model.progress import Reporter
+from model.resumption import Resumption, manifest_for
+from model.train import StopRequest, train
+
+
+class FakeStep:
+    def __init__(self, loss: float, grad_norm: float) -> None:
+        self.loss, self.grad_norm = loss, grad_norm
+
+
+class FakeEngine:
+    """Answers with the losses it was given, 1.0 beyond them; notes what it was asked."""
+
+    replica = 0
+
+    def __init__(self, losses: dict[int, float] | None = None, heldout: float = 2.0) -> None:
+        self.losses, self.heldout = losses or {}, heldout
+        self.done: list[str] = []
+        self.stop: StopRequest | None = None
+        self.stop_at_step = 0
+
+    def train_step(self, step: int, batches: list[Batch]) -> FakeStep:
+        assert len(batches) == 4
+        self.done.append(f"step {step}")
+        if self.stop and step == self.stop_at_step:
+            self.stop.raise_flag(15, None)
+        return FakeStep(self.losses.get(step, 1.0), 0.5)
+
+    def evaluate(self, batches: list[Batch]) -> float:
+        self.done.append("evaluate")
+        return self.heldout
+
+    def any_rank(self, flag: bool) -> bool:
+        return flag
+
+    def memory_bytes(self) -> int:
+        return 10**8
+
+    def load(self, folder: Path) -> int:
+        self.done.append(f"load {folder.name}")
+        return 0
+
+
+class FakeCheckpoints:
+    def __init__(self, spec: RunSpec) -> None:
+        self.spec = spec
+
+    def save(self, engine: FakeEngine, step: int) -> Manifest:
+        engine.done.append(f"save {step}")
+        return manifest_for(self.spec, step=step, files=())
+
+
+def run(
+    folder: Path,
+    engine: FakeEngine,
+    *,
+    stop: StopRequest | None = None,
+    resumption: Resumption | None = None,
+    **changes: Any,
+) -> tuple[ExitCode, list[ProgressLine | EventLine]]:
+    spec = tiny_spec(folder / "run", **changes)
+    facts = CorpusFacts(
+        format=1,
+        vocabulary=512,
+        train_files=1,
+        train_bytes=1,
+        train_tokens=1000,
+        heldout_files=("x",),
+        heldout_bytes=1,
+        heldout_tokens=1000,
+        unigram_entropy_nats=5.0,
+        unigram_heldout_nats=5.1,
+        digest="",
+    )
+    tokens_N = np.arange(1000, dtype=np.uint16) % 512
+    corpus = Corpus(facts, tokens_N, tokens_N, folder)
+    report = Reporter(spec, 0)
+    checkpoints: Any = FakeCheckpoints(spec)
+    fake: Any = engine
+    code = train(spec, fake, corpus, checkpoints, resumption or Resumption(None, ()), report, stop or StopRequest())
+    report.close()
+    return code, read_progress(spec.progress_path(0).read_text())
+
+
+def test_evaluations_and_checkpoints_come_when_due_and_at_the_end(tmp_path: Path) -> None:
+    engine = FakeEngine()
+    code, lines = run(tmp_path, engine, evaluate_every_steps=2, checkpoint={"every_steps": 3})
+    assert code is ExitCode.DONE
+    wanted = "step 1,step 2,evaluate,step 3,save 3,step 4,evaluate,step 5,evaluate,save 5"
+    assert ",".join(engine.done) == wanted
+    assert [line.event for line in lines if isinstance(line, EventLine)][-1] == "finished"
+    heartbeat = Heartbeat.from_json((tmp_path / "run" / "out" / "heartbeat-0").read_text())
+    assert (heartbeat.step, heartbeat.phase) == (5, "ended")
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_ends_the_run_without_a_checkpoint_of_it(tmp_path: Path, loss: float) -> None:
+    engine = FakeEngine({3: loss})
+    code, lines = run(tmp_path, engine, checkpoint={"every_steps": 1})
+    assert code is ExitCode.NOT_A_NUMBER
+    assert engine.done == ["step 1", "save 1", "step 2", "save 2", "step 3"]
+    last = lines[-1]
+    assert isinstance(last, EventLine)
+    assert (last.event, last.step, last.detail["loss"]) == ("nan", 3, str(loss))
+    assert [line.step for line in lines if isinstance(line, ProgressLine)] == [1, 2]
+
+
+def test_a_heldout_loss_that_is_no_number_ends_the_run_too(tmp_path: Path) -> None:
+    code, lines = run(tmp_path, FakeEngine(heldout=math.nan), evaluate_every_steps=1)
+    assert code is ExitCode.NOT_A_NUMBER
+    assert "NaN" not in (tmp_path / "run" / "out" / "progress-0.jsonl").read_text()
+    assert [line for line in lines if isinstance(line, ProgressLine)] == []
+
+
+def test_a_stop_ends_after_the_step_it_came_in_and_saves_it(tmp_path: Path) -> None:
+    engine, stop = FakeEngine(), StopRequest()
+    engine.stop, engine.stop_at_step = stop, 2
+    code, lines = run(tmp_path, engine, stop=stop)
+    assert code is ExitCode.DONE
+    assert engine.done == ["step 1", "step 2", "save 2"]
+    last = lines[-1]
+    assert isinstance(last, EventLine)
+    assert (last.event, last.detail["steps_left"]) == ("stopped", 3)
+
+
+def test_a_stop_in_the_last_step_is_a_finish(tmp_path: Path) -> None:
+    engine, stop = FakeEngine(), StopRequest()
+    engine.stop, engine.stop_at_step = stop, 5
+    _, lines = run(tmp_path, engine, stop=stop)
+    assert [line.event for line in lines if isinstance(line, EventLine)][-1] == "finished"
+
+
+def test_steps_done_again_after_a_crash_are_told_even_without_any_checkpoint(tmp_path: Path) -> None:
+    run(tmp_path, FakeEngine({4: math.nan}), resume=True)
+    with (tmp_path / "run" / "out" / "progress-0.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')  # the writer died here
+    _, lines = run(tmp_path, FakeEngine(), resume=True)
+    started = [line for line in lines if isinstance(line, EventLine) and line.event == "started"]
+    assert [event.detail["steps_lost"] for event in started] == [0, 3]
+    assert [line.step for line in lines if isinstance(line, ProgressLine)] == [1, 2, 3, 1, 2, 3, 4, 5]
