@@ -215,19 +215,23 @@ def _read_private(path: Path, limit_bytes: int) -> bytes:
         if path.is_symlink():
             raise SecretMissing(f"{path} is a symbolic link; secrets are plain files", "put the file itself there") from error
         raise SecretMissing(f"{path} cannot be read: {error.strerror}", f"chmod 600 {path}") from error
-    with os.fdopen(descriptor, "rb") as file:
-        facts = os.fstat(file.fileno())
-        if not stat.S_ISREG(facts.st_mode):
-            raise SecretMissing(f"{path} is not a plain file", "replace it by one")
-        if facts.st_uid not in (0, os.geteuid()):
-            raise SecretMissing(
-                f"{path} belongs to user id {facts.st_uid}, not to {os.geteuid()}", f"chown {os.geteuid()} {path}"
-            )
-        if facts.st_mode & 0o077:
-            raise SecretMissing(f"{path} can be read by others (mode {facts.st_mode & 0o777:04o})", f"chmod 600 {path}")
-        if facts.st_size > limit_bytes:
-            raise SecretMissing(f"{path} has {facts.st_size} bytes; at most {limit_bytes} are taken", "is it the right file?")
-        return file.read()
+    try:
+        _check_private(path, os.fstat(descriptor), limit_bytes)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(descriptor)
+
+
+def _check_private(path: Path, facts: os.stat_result, limit_bytes: int) -> None:
+    if not stat.S_ISREG(facts.st_mode):
+        raise SecretMissing(f"{path} is not a plain file", "replace it by one")
+    if facts.st_uid not in (0, os.geteuid()):
+        raise SecretMissing(f"{path} belongs to user id {facts.st_uid}", f"chown {os.geteuid()} {path}")
+    if facts.st_mode & 0o077:
+        raise SecretMissing(f"{path} can be read by others (mode {facts.st_mode & 0o777:04o})", f"chmod 600 {path}")
+    if facts.st_size > limit_bytes:
+        raise SecretMissing(f"{path} has {facts.st_size} bytes; at most {limit_bytes} are taken", "is it the right file?")
 
 
 def _text(data: bytes, path: Path) -> str:
