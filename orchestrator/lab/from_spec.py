@@ -40,7 +40,7 @@ def _node(spec: ClusterSpec, node: Node) -> NodePlan:
         user=access.ssh_user,
         gpu_model=sku.gpus.model,
         gpu_count=sku.gpus.count,
-        firmware=tuple(FirmwarePart(key, key, part.approved[0], on_standby_power=key == "BMC") for key, part in baseline.items()),
+        firmware=tuple(FirmwarePart(key, key, part.approved[0]) for key, part in baseline.items()),
         planted=tuple(_fault(fault) for fault in lab.plant if fault.node == node.name),
         boot_s=lab.boot_s,
         update_s=lab.update_s,
