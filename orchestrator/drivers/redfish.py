@@ -275,8 +275,12 @@ class RedfishBmc:
         """The ComputerSystem, read now. Raises IdentityMismatch if it is another machine than the spec's."""
         with self._lock:
             if not self._system_uri:
-                self._system_uri = self._find_system()
-        system = self._session.get(self._system_uri)
+                self._system_uri = self._session.client.path_of(self._find_system())
+        answer = self._session.find(self._system_uri)
+        if answer is None:
+            uri, self._system_uri = self._system_uri, ""
+            raise PeerRefused(f"the BMC of {self._node} does not serve {uri}", "it may still be starting", retryable=True)
+        system = answer.body
         serial = text(system, "SerialNumber")
         if serial and self._target.serial and serial != self._target.serial:
             raise IdentityMismatch(

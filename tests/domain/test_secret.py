@@ -21,7 +21,6 @@ def test_no_way_of_showing_a_secret_shows_it() -> None:
         f"{secret}",
         f"{secret:>30}",
         f"{secret!r}",
-        "%s" % secret,
         repr([secret]),
         repr({"a": secret}),
     ]
