@@ -1,0 +1,147 @@
+"""A training job as an operator declares it: cluster_specs/jobs/*.yaml.
+
+A job says what to train and what it may use; a run (`domain/run.py`) is one go at it. Every field carries its unit in its
+name and its explanation under it; unknown keys are refused. What depends on several fields together (degrees that must
+multiply, batches that must divide) is checked in `planning/job_check.py`.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from orchestrator.domain.spec import Strict
+
+JobName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,39}$")]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Explained(Strict):
+    """Strict, and its docstrings are its documentation."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class JobModel(Explained):
+    """A decoder-only Transformer."""
+
+    layers: Count
+    d_model: Count
+    """Width of the residual stream."""
+    heads: Count
+    """Attention heads; they divide `d_model`."""
+    d_ff: Count
+    """Width of the feed-forward layer."""
+    vocabulary: Count
+    """Tokens of the byte-level BPE: at least 257."""
+    positions: Count
+    """Longest sequence, in tokens."""
+    tied: bool = True
+    """One matrix for embedding and output."""
+    dropout: Number = 0.0
+
+
+class JobData(Explained):
+    """The text."""
+
+    corpus: str = "python-stdlib"
+    """`python-stdlib`: the sources of the Python standard library of the nodes' interpreter."""
+    name: JobName = "python-stdlib"
+    """Folder of the prepared tokens, under rackray/data/ on the shared storage; runs with equal data share it."""
+    heldout_fraction: Number = 0.03
+    """Share of the corpus's files that training never sees."""
+
+
+class JobLayout(Explained):
+    """Degrees of parallelism; their product is nodes x ranks_per_node."""
+
+    pipeline: Count = 1
+    """Stages the layers are cut into."""
+    data: Count = 1
+    """Replicas that each see their share of the batch."""
+    zero: Annotated[int, Field(ge=0, le=3)] = 1
+    """ZeRO stage; with a pipeline, 1."""
+
+
+class JobBatch(Explained):
+    """What one optimizer step sees."""
+
+    global_sequences: Count
+    """Sequences of all replicas together."""
+    micro_sequences: Count
+    """Sequences in one forward pass of one replica."""
+    sequence_tokens: Count
+    """Tokens of one sequence; at most `model.positions`."""
+
+
+class JobOptimizer(Explained):
+    """AdamW."""
+
+    lr: Number
+    """Peak learning rate, written with a point: 0.002."""
+    betas: Annotated[tuple[Number, Number], Field(strict=False)] = (0.9, 0.95)
+    eps: Number = 1e-8
+    weight_decay: Number = 0.1
+    clip: Number = 1.0
+    """Largest norm of the whole gradient; 0 does not clip."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    schedule: str = "cosine"
+    """After the warm-up: `cosine`, `linear` or `constant`."""
+
+
+class JobCheckpoint(Explained):
+    """When the whole state is written to the shared storage."""
+
+    every_steps: Annotated[int, Field(ge=0)] = 0
+    """0: only at the end or at a stop."""
+    keep: Count = 2
+    """Complete checkpoints kept; older ones are deleted."""
+
+
+class JobSpec(Explained):
+    """One training job."""
+
+    rackray_job: Literal[1]
+    """Version of this format."""
+    name: JobName
+    """Runs are called NAME-1, NAME-2, ..."""
+    nodes: Count
+    """Nodes the run needs, all at once."""
+    ranks_per_node: Annotated[int, Field(ge=1, le=128)] = 1
+    """Training processes on each node: one per GPU."""
+    spares: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Ready nodes kept aside for this run: as many as there are, up to this number. A run starts without them too."""
+    model: JobModel | None = None
+    """Required, unless `command` is given."""
+    data: JobData = JobData()
+    layout: JobLayout = JobLayout()
+    batch: JobBatch | None = None
+    """Required, unless `command` is given."""
+    optimizer: JobOptimizer | None = None
+    """Required, unless `command` is given."""
+    steps: Annotated[int, Field(ge=0)] = 0
+    """Optimizer steps. Required, unless `command` is given."""
+    evaluate_every_steps: Annotated[int, Field(ge=0)] = 0
+    """Held-out loss every so many steps; 0: only at the end."""
+    checkpoint: JobCheckpoint = JobCheckpoint()
+    precision: Literal["fp32", "bf16"] = "fp32"
+    seed: Annotated[int, Field(ge=0)] = 1
+    """Weights, data order and dropout follow from it."""
+    priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
+    """Of two waiting runs the one with the higher priority is placed first."""
+    start_limit_s: Seconds = 600.0
+    """Longest time from a rank's start to its first heartbeat, in seconds."""
+    heartbeat_limit_s: Seconds = 180.0
+    """A rank whose last heartbeat is older, in seconds, hangs. Longer than the longest step, evaluation or checkpoint."""
+    stop_limit_s: Seconds = 120.0
+    """How long a rank may take to write its checkpoint and end when it is asked to stop, in seconds; then it is killed."""
+    attempts: Annotated[int, Field(ge=0, le=1000)] = 3
+    """Restarts in a row without a new checkpoint before the run is given up."""
+    command: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Any other program, as a list of arguments, started once per rank with the same environment (RANK, WORLD_SIZE, ...)."""
+
+    @property
+    def ranks(self) -> int:
+        """Training processes in all."""
+        return self.nodes * self.ranks_per_node
