@@ -18,6 +18,7 @@ from orchestrator.lab.machine_nouns import (
     BootSource,
     BootStage,
     EmptyBoard,
+    FirmwarePart,
     IllegalNow,
     LogEntry,
     MachineError,
@@ -26,7 +27,6 @@ from orchestrator.lab.machine_nouns import (
     PowerState,
     ResetKind,
 )
-from orchestrator.lab.machine_nouns import FirmwarePart as FirmwarePart
 from orchestrator.lab.machine_power import PowerSequencer
 from orchestrator.lab.machine_updates import FirmwareCatalog, PartView, Updates, UpdateTask
 

@@ -14,6 +14,7 @@ from bmc_bench import FACTORY, OURS, PORT, SPEC, Bench, BenchBmc, a_bench
 
 from orchestrator.lab.bmc.certificates import make_certificate
 from orchestrator.lab.bmc.service import BmcEndpoint, BmcFarm
+from orchestrator.lab.bmc.state import Bmc
 from orchestrator.lab.machine import BootSource, Machine
 
 SYSTEM = "/redfish/v1/Systems/1"
@@ -386,3 +387,9 @@ def test_many_bmcs_in_one_loop_answer_many_clients(bench: Bench) -> None:
         serials = list(pool.map(lambda bmc: bmc.client().get(SYSTEM).json()["SerialNumber"], bmcs))
     assert serials == [f"LAB-{number:04}" for number in range(100, 130)]
     assert time.monotonic() - started_s < 10
+
+
+def test_a_moment_is_shown_alike_however_the_two_clocks_jitter() -> None:
+    readings = iter(1_700_000_000.0 + step * 0.3 for step in range(100))
+    bmc = Bmc(Machine(SPEC), clock=lambda: 50.0, wall=lambda: next(readings))
+    assert len({bmc.timestamp(42.0) for _ in range(20)}) == 1

@@ -1,6 +1,7 @@
 """Firmware updates of the simulated machine, and everything that can be wrong with it, in virtual time."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -250,3 +251,11 @@ def test_every_fault_can_be_planted_and_healed() -> None:
     assert set(machine.faults.names()) == set(FAULTS)
     assert all(machine.heal(name, 0.0) for name in FAULTS)
     assert machine.faults.names() == () and machine.firmware(0.0) == a_machine().firmware(0.0)
+
+
+def test_the_readme_names_every_fault_with_its_meaning_and_arguments() -> None:
+    readme = (Path(__file__).parents[2] / "orchestrator" / "lab" / "bmc" / "README.md").read_text()
+    rows = {line.split("|")[1].strip(" `"): line for line in readme.splitlines() if line.startswith("| `")}
+    for name, kind in FAULTS.items():
+        assert kind.meaning in rows[name]
+        assert [argument for argument in kind.arguments if f"`{argument}`" not in rows[name]] == []

@@ -338,6 +338,9 @@ def part_version(bmc: Bmc, part_id: str) -> str:
     return next((part.version for part in parts if part.id == part_id), "")
 
 
+_SEVERITY_OFFSETS = {"OK": 0, "Warning": 1, "Critical": 2}
+
+
 def _log_entry(bmc: Bmc, entry: LogEntry) -> Json:
     return resource(
         f"{LOG}/Entries/{entry.number}",
@@ -348,6 +351,7 @@ def _log_entry(bmc: Bmc, entry: LogEntry) -> Json:
         Created=bmc.timestamp(entry.at_s),
         Severity=entry.severity,
         Message=f"{entry.sensor}: {entry.message}",
-        SensorNumber=None,
         EntryCode="Assert",
+        # The three IPMI event data bytes, as the schema asks for SEL; FFFF says that the last two tell nothing.
+        MessageId=f"0x{_SEVERITY_OFFSETS[entry.severity]:02X}FFFF",
     )

@@ -22,6 +22,11 @@ class Bmc:
     clock: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = time.time
     sessions: Sessions = field(default_factory=Sessions)
+    _epoch_s: float = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # Once: read anew each time, the two clocks drift by microseconds, and a shown second would flicker.
+        self._epoch_s = self.wall() - self.clock()
 
     @property
     def now_s(self) -> float:
@@ -38,7 +43,7 @@ class Bmc:
 
     def timestamp(self, at_s: float) -> str:
         """A moment of the machine's clock as Redfish writes time (ISO 8601, UTC)."""
-        moment = datetime.datetime.fromtimestamp(self.wall() - self.now_s + at_s, datetime.UTC)
+        moment = datetime.datetime.fromtimestamp(self._epoch_s + at_s, datetime.UTC)
         return moment.isoformat(timespec="seconds").replace("+00:00", "Z")
 
     def restart(self) -> None:
