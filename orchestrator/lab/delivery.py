@@ -58,7 +58,9 @@ def give_site_secrets(paths: LabPaths) -> str:
     paths.secrets.mkdir(mode=0o700, parents=True, exist_ok=True)
     paths.secrets.chmod(0o700)
     write_private(paths.image_token, secrets.token_urlsafe(32) + "\n")
-    return make_ssh_key(paths.ssh_key, "rackray operator")
+    public_key = make_ssh_key(paths.ssh_key, "rackray operator")
+    paths.ssh_key.with_name(paths.ssh_key.name + ".pub").chmod(0o600)  # public, but everything in this folder is 0600
+    return public_key
 
 
 def take_site_secrets_back(paths: LabPaths) -> None:

@@ -98,7 +98,7 @@ class HostedLab:
         elif fault in NODE_FAULTS or fault in set(SshFault):
             self._change_node(hosted, fault, arguments, broken=True)
         elif fault in MACHINE_FAULTS:
-            with_operator_errors(lambda: hosted.machine.fault(fault, time.monotonic(), **arguments))
+            _as_lab_error(lambda: hosted.machine.fault(fault, time.monotonic(), **arguments))
         else:
             raise _unknown(fault)
 
@@ -110,7 +110,7 @@ class HostedLab:
         elif fault in NODE_FAULTS or fault in set(SshFault):
             self._change_node(hosted, fault, arguments, broken=False)
         elif fault in MACHINE_FAULTS:
-            with_operator_errors(lambda: hosted.machine.heal(fault, time.monotonic()))
+            _as_lab_error(lambda: hosted.machine.heal(fault, time.monotonic()))
         else:
             raise _unknown(fault)
 
@@ -218,17 +218,25 @@ class HostedLab:
         if arguments:
             raise LabError(f"fault {fault} takes no argument {', '.join(sorted(arguments))}")
         name, power = hosted.plan.name, hosted.power
-        if fault in set(SshFault):
-            if broken or self._acceptor.fault_of(name) == fault:
-                self._acceptor.set_fault(name, SshFault(fault) if broken else None)
-        elif fault == "ssh_new_host_key":
-            power.replace_host_key() if broken else power.restore_host_key()
-        elif fault == "silent":
-            power.freeze() if broken else power.thaw()
-            self._acceptor.set_fault(name, SshFault.HANG if broken else None)
-        elif broken:
-            hosted.machine.lose_power(time.monotonic())
-        # A power cut heals by nothing but switching on, which is the operator's to do.
+        match fault, broken:
+            case "ssh_new_host_key", True:
+                power.replace_host_key()
+            case "ssh_new_host_key", False:
+                power.restore_host_key()
+            case "silent", True:
+                power.freeze()
+                self._acceptor.set_fault(name, SshFault.HANG)
+            case "silent", False:
+                power.thaw()
+                self._acceptor.set_fault(name, None)
+            case "power_cut", True:
+                hosted.machine.lose_power(time.monotonic())
+            case "power_cut", False:
+                pass  # nothing mends it but switching on, which is the operator's to do
+            case _, True:
+                self._acceptor.set_fault(name, SshFault(fault))
+            case _, False if self._acceptor.fault_of(name) == fault:
+                self._acceptor.set_fault(name, None)
 
     def _status_of(self, hosted: HostedNode) -> dict[str, Any]:
         now_s, plan = time.monotonic(), hosted.plan
@@ -252,8 +260,8 @@ class HostedLab:
         return self._nodes[name]
 
 
-def with_operator_errors(act: Callable[[], object]) -> None:
-    """Says a machine's refusal as the lab's. Raises: LabError."""
+def _as_lab_error(act: Callable[[], object]) -> None:
+    """Says a machine's refusal as the lab's."""
     try:
         act()
     except (UnknownFault, MachineError) as error:

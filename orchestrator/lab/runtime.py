@@ -53,6 +53,15 @@ def _interpreter_paths(base: Path) -> tuple[Path, ...]:
         return ()
     if base == Path("/usr/local"):
         # The node's /usr/local is its own; only the interpreter's parts are shown in it.
-        version = sysconfig.get_python_version()
-        return (base / f"bin/python{version}", base / f"lib/python{version}")
+        hops = [hop for hop in _links_from(Path(sys.prefix) / "bin/python") if hop.is_relative_to(base)]
+        return (*hops, base / f"lib/python{sysconfig.get_python_version()}")
     return (base,)
+
+
+def _links_from(path: Path) -> list[Path]:
+    """Every place a chain of symbolic links leads through, the end included: a virtual environment's python is one."""
+    hops: list[Path] = []
+    while path.is_symlink() and path not in hops:
+        path = path.parent / path.readlink()
+        hops.append(path)
+    return hops

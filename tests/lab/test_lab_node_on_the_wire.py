@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from wire_lab import Operator, skip_unless_possible, spec_of, wait_until
 
 from orchestrator.lab.control import lab_down, lab_fault, lab_heal, lab_status, lab_up
 from orchestrator.lab.errors import LabError
+from orchestrator.lab.machine_nouns import FirmwarePart
 from orchestrator.lab.namespaces import processes_of
+from orchestrator.lab.plan import FirmwareImage, PlantedFault
 
 pytestmark = pytest.mark.lab
 
@@ -24,6 +27,12 @@ def operator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
     skip_unless_possible()
     home = tmp_path_factory.mktemp("home")
     spec = spec_of(NODE, "bare")
+    stale = replace(
+        spec.nodes[1],
+        firmware=(FirmwarePart("NIC1", "NIC in slot 1", "28.39"),),
+        planted=(PlantedFault("stale_firmware", (("part", "NIC1"), ("version", "28.36"))),),
+    )
+    spec = replace(spec, nodes=(spec.nodes[0], stale), firmware_images=(FirmwareImage("nic1.json", "NIC1", "28.39"),))
     lab_up(spec, home)
     try:
         operator = Operator(home, spec)
@@ -48,6 +57,22 @@ def test_a_machine_without_an_image_can_be_on_with_nothing_listening(operator: O
     assert (status.power, status.has_image, status.pid, status.failure) == ("On", False, None, "")
     with pytest.raises(ConnectionRefusedError):
         connect(operator, "bare")
+
+
+def test_planted_firmware_is_updated_from_the_image_service(operator: Operator) -> None:
+    uri = f"{operator.spec.image_service_url}/firmware/nic1.json"
+    with operator.images() as images:
+        assert images.get(uri, headers={"Authorization": ""}).json() == {"part": "NIC1", "version": "28.39"}
+        assert images.get("/firmware/other.json").status_code == 404
+    with operator.bmc("bare") as bmc:
+
+        def version() -> str:
+            return str(bmc.get("/redfish/v1/UpdateService/FirmwareInventory/NIC1").json()["Version"])
+
+        assert version() == "28.36"
+        update = "/redfish/v1/UpdateService/Actions/UpdateService.SimpleUpdate"
+        assert bmc.post(update, json={"ImageURI": uri}).status_code == 202
+        wait_until(lambda: version() == "28.39", "the update has come to its end")
 
 
 def test_the_image_on_the_node_is_the_one_the_service_publishes(operator: Operator) -> None:
@@ -249,8 +274,8 @@ def listening_addresses(pid: int) -> set[tuple[str, int]]:
 def test_secrets_are_the_operators_alone(operator: Operator) -> None:
     secrets = operator.paths.secrets
     assert secrets.stat().st_mode & 0o777 == 0o700
-    modes = {path.name: path.stat().st_mode & 0o777 for path in secrets.iterdir() if path.suffix != ".pub"}
-    assert modes == {"factory.csv": 0o600, "ssh_key": 0o600, "image_token": 0o600, "image_ca.pem": 0o600}
+    assert {path.name for path in secrets.iterdir()} == {"factory.csv", "ssh_key", "ssh_key.pub", "image_token", "image_ca.pem"}
+    assert {path.stat().st_mode & 0o777 for path in secrets.iterdir()} == {0o600}
     assert operator.paths.lab.stat().st_mode & 0o777 == 0o700
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from orchestrator.lab.image import digest_of
 from orchestrator.lab.machine_nouns import FirmwarePart
 from orchestrator.lab.namespaces import Share
 from orchestrator.lab.plan import FirmwareImage, LabSpec, PlantedFault
-from orchestrator.lab.runtime import hidden_directories
+from orchestrator.lab.runtime import hidden_directories, runtime_shares
 
 
 def test_a_spec_survives_the_control_socket() -> None:
@@ -86,6 +87,25 @@ def test_the_folder_with_the_secrets_is_hidden_wherever_the_project_shows_it(tmp
     shares = (Share("/srv/shared", "/srv/shared", False), Share(str(tmp_path), "/opt/x"), Share(str(tmp_path / "deep"), "/deep"))
     assert hidden_directories(shares, tmp_path / "deep/.rackray") == ("/opt/x/deep/.rackray", "/deep/.rackray")
     assert hidden_directories(shares, Path("/elsewhere/.rackray")) == ()
+
+
+def test_an_interpreter_in_usr_local_is_shown_under_every_name_the_environment_calls_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/python").symlink_to("python3")
+    (tmp_path / "bin/python3").symlink_to("/usr/local/bin/python3")
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setattr(sys, "base_prefix", "/usr/local")
+    targets = {share.target for share in runtime_shares(tmp_path / "shared")}
+    assert {"/usr/local/bin/python3", f"/usr/local/lib/python{sys.version_info[0]}.{sys.version_info[1]}"} <= targets
+    assert "/usr/local" not in targets
+
+
+def test_outside_a_virtual_environment_the_lab_says_what_it_needs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "prefix", sys.base_prefix)
+    with pytest.raises(LabError, match="its nodes need a virtual environment"):
+        runtime_shares(tmp_path)
 
 
 def test_where_no_lab_runs_asking_says_so_and_ending_is_no_error(tmp_path: Path) -> None:
