@@ -179,7 +179,7 @@ def message(key: str, *args: str, related: tuple[str, ...] = (), resolution: str
     return body
 
 
-@dataclass
+@dataclass(eq=False)
 class Refused(Exception):
     """A request that is answered with an error: the status, one message or more, and headers."""
 
