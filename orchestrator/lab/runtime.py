@@ -61,7 +61,9 @@ def _interpreter_paths(base: Path) -> tuple[Path, ...]:
 def _links_from(path: Path) -> list[Path]:
     """Every place a chain of symbolic links leads through, the end included: a virtual environment's python is one."""
     hops: list[Path] = []
-    while path.is_symlink() and path not in hops:
+    while path.is_symlink():
         path = path.parent / path.readlink()
+        if path in hops:
+            raise LabError(f"{path} is a symbolic link to itself", hint="make the virtual environment anew")
         hops.append(path)
     return hops
