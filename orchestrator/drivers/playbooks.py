@@ -205,7 +205,7 @@ class _Run:
         host, task, result = data.get("host"), data.get("task") or "?", data.get("res") or {}
         match event.get("event"):
             case "runner_on_unreachable" if host and not data.get("ignore_unreachable"):
-                self.failed[host] = " ".join(str(result.get("msg", "no answer")).split())
+                self.failed[host] = words_of(result)
                 return str(host)
             case "runner_on_failed" if host and not data.get("ignore_errors"):
                 self.failed[host] = f"task {task!r}: {words_of(result)}"
@@ -264,7 +264,7 @@ def words_of(result: Mapping[str, Any]) -> str:
         str(result[stream]).strip().splitlines()[-1] for stream in ("stderr", "stdout") if str(result.get(stream) or "").strip()
     ]
     for item in result.get("results") or []:
-        if isinstance(item, Mapping) and item.get("failed"):
+        if isinstance(item, Mapping) and (item.get("failed") or item.get("unreachable")):
             said.append(words_of(item))
     text = " | ".join(" ".join(part.split()) for part in said if part)
     return text or json.dumps(result, default=str)[:300]
