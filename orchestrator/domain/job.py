@@ -7,7 +7,7 @@ multiply, batches that must divide) is checked in `planning/job_check.py`.
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from orchestrator.domain.spec import Strict
 
@@ -17,13 +17,7 @@ Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class Explained(Strict):
-    """Strict, and its docstrings are its documentation."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-
-class JobModel(Explained):
+class JobModel(Strict):
     """A decoder-only Transformer."""
 
     layers: Count
@@ -42,7 +36,7 @@ class JobModel(Explained):
     dropout: Number = 0.0
 
 
-class JobData(Explained):
+class JobData(Strict):
     """The text."""
 
     corpus: str = "python-stdlib"
@@ -53,7 +47,7 @@ class JobData(Explained):
     """Share of the corpus's files that training never sees."""
 
 
-class JobLayout(Explained):
+class JobLayout(Strict):
     """Degrees of parallelism; their product is nodes x ranks_per_node."""
 
     pipeline: Count = 1
@@ -64,7 +58,7 @@ class JobLayout(Explained):
     """ZeRO stage; with a pipeline, 1."""
 
 
-class JobBatch(Explained):
+class JobBatch(Strict):
     """What one optimizer step sees."""
 
     global_sequences: Count
@@ -75,7 +69,7 @@ class JobBatch(Explained):
     """Tokens of one sequence; at most `model.positions`."""
 
 
-class JobOptimizer(Explained):
+class JobOptimizer(Strict):
     """AdamW."""
 
     lr: Number
@@ -90,7 +84,7 @@ class JobOptimizer(Explained):
     """After the warm-up: `cosine`, `linear` or `constant`."""
 
 
-class JobCheckpoint(Explained):
+class JobCheckpoint(Strict):
     """When the whole state is written to the shared storage."""
 
     every_steps: Annotated[int, Field(ge=0)] = 0
@@ -99,7 +93,7 @@ class JobCheckpoint(Explained):
     """Complete checkpoints kept; older ones are deleted."""
 
 
-class JobSpec(Explained):
+class JobSpec(Strict):
     """One training job."""
 
     rackray_job: Literal[1]

@@ -2,7 +2,7 @@
 
 Events whose subject is the run (`fold_run`):
 
-    run.submitted        job (JSON), job_sha256, by, request, steps, resume_of (run or null), checkpoint_run, resume_from_step
+    run.submitted        job (JSON), job_sha256, by, steps, resume_of (run or null), checkpoint_run, resume_from_step
     run.moved            from, to, because; with it, where they apply: blamed (node), cause, fatal (bool)
     run.placed           ranks [[rank, node], ...], spares, attempt, master_address, master_port, directory, because
     run.rank_started     rank, pid, started_ticks
@@ -107,8 +107,6 @@ class RunRecord:
     job_sha256: str = ""
     """Of the job file's text."""
     by: str = ""
-    request: str = ""
-    """Token of the request that made it, so that whoever asked finds it."""
     submitted_at_s: float = 0.0
     steps: int = 0
     """Steps to complete; `--steps` may set another end than the job."""
@@ -234,7 +232,6 @@ def _submitted(event: Event) -> RunRecord:
         job=data["job"],
         job_sha256=data.get("job_sha256", ""),
         by=data.get("by", ""),
-        request=data.get("request", ""),
         submitted_at_s=event.at_s,
         steps=data.get("steps") or data["job"].get("steps", 0),
         resume_of=data.get("resume_of") or "",

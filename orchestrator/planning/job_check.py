@@ -1,32 +1,21 @@
 """What depends on several fields of a job together: pure, and every problem at once."""
 
-from dataclasses import dataclass
-
 from model.contract import ContractError, RunSpec, problems_of
 from orchestrator.domain.job import JobSpec
 from orchestrator.domain.run import RunRecord
+from orchestrator.domain.spec import Finding
 from orchestrator.planning.run_launch import RunPaths, run_spec
 
 MODEL_FIELDS = ("model", "batch", "optimizer", "steps")
 """What a job must have to train rackray's own model, and may leave out when it names a command."""
 
 
-@dataclass(frozen=True, slots=True)
-class JobFinding:
-    """One thing wrong with a well-formed job."""
-
-    path: tuple[str | int, ...]
-    """Keys from the top of the file to the place."""
-    message: str
-    hint: str
-
-
-def job_problems(job: JobSpec) -> list[JobFinding]:
+def job_problems(job: JobSpec) -> list[Finding]:
     """Everything about `job` that could not be run, in the order of its fields."""
     findings = _command_problems(job) if job.command else _model_problems(job)
     if job.heartbeat_limit_s > job.start_limit_s:
         findings.append(
-            JobFinding(
+            Finding(
                 ("start_limit_s",),
                 f"start_limit_s is {job.start_limit_s:g} s, below heartbeat_limit_s {job.heartbeat_limit_s:g} s: a rank would "
                 "get less time to start than to make one step",
@@ -36,22 +25,20 @@ def job_problems(job: JobSpec) -> list[JobFinding]:
     return findings
 
 
-def _command_problems(job: JobSpec) -> list[JobFinding]:
+def _command_problems(job: JobSpec) -> list[Finding]:
     given = [name for name in MODEL_FIELDS if name in job.model_fields_set]
     return [
-        JobFinding(
+        Finding(
             (name,), f"{name} is given together with command, which replaces rackray's own training", f"delete {name}, or command"
         )
         for name in given
     ]
 
 
-def _model_problems(job: JobSpec) -> list[JobFinding]:
+def _model_problems(job: JobSpec) -> list[Finding]:
     missing = [name for name in MODEL_FIELDS if not getattr(job, name)]
     if missing:
-        return [
-            JobFinding((), f"{name} is missing", f"add {name}, or name another program with command: [...]") for name in missing
-        ]
+        return [Finding((), f"{name} is missing", f"add {name}, or name another program with command: [...]") for name in missing]
     run = RunRecord(f"{job.name}-1", job.name, {}, steps=job.steps, attempt=1, directory="/run")
     spec = run_spec(run, job, RunPaths("/shared"))
     problems = problems_of(spec)
@@ -78,8 +65,8 @@ def _world_problem(spec: RunSpec, job: JobSpec) -> list[str]:
     return []
 
 
-def _finding(problem: str) -> JobFinding:
+def _finding(problem: str) -> Finding:
     """A problem in the contract's words, `place: what, how much; way out`, at its place in the job file."""
     place, _, rest = problem.partition(": ")
     message, _, hint = rest.rpartition("; ")
-    return JobFinding(tuple(place.split(".")), f"{place}: {message or hint}", hint if message else "")
+    return Finding(tuple(place.split(".")), f"{place}: {message or hint}", hint if message else "")
