@@ -51,7 +51,7 @@ class GpuModel:
 
 H100 = GpuModel(
     name="NVIDIA H100 80GB HBM3",
-    memory_bytes=80 * GIB - 365 * 1024**2,
+    memory_bytes=81_559 * 1024**2,
     reserved_bytes=564 * 1024**2,
     power_max_mw=700_000,
     power_min_mw=200_000,

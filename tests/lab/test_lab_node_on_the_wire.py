@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from wire_lab import Operator, skip_unless_possible, spec_of, wait_until
 from orchestrator.lab.control import lab_down, lab_fault, lab_heal, lab_status, lab_up
 from orchestrator.lab.errors import LabError
 from orchestrator.lab.machine_nouns import FirmwarePart
-from orchestrator.lab.namespaces import processes_of
+from orchestrator.lab.namespaces import processes_of, processes_using, start_time
 from orchestrator.lab.plan import FirmwareImage, PlantedFault
 
 pytestmark = pytest.mark.lab
@@ -154,6 +155,19 @@ def test_a_power_cycle_keeps_the_disk_and_forgets_the_rest(operator: Operator) -
     assert operator.say(NODE, "ls /tmp /dev/shm | grep -c lost || true") == "0"
     assert operator.say(NODE, "cat /proc/sys/kernel/random/boot_id") != boot_id
     assert operator.host_key(NODE) == key
+
+
+def test_restarts_in_quick_succession_leave_one_node_running(operator: Operator) -> None:
+    for pause_s in (0.0, 0.05, 0.11, 0.15, 0.2, 0.12, 0.13, 0.0):
+        operator.reset(NODE, "ForceRestart")
+        time.sleep(pause_s)  # as the boot takes 0.1 s, the next restart hits before, in and after the start of pid 1
+    wait_until(lambda: operator.status(NODE).ssh_listening, f"{NODE} listens for SSH")
+    directory = operator.paths.node(NODE).directory
+    alive = {pid: command for pid, command in processes_using(directory).items() if start_time(pid) is not None}
+    assert sum(command.startswith("unshare ") for command in alive.values()) == 1
+    inside = {os.readlink(f"/proc/{pid}/ns/pid") for pid in alive} - {os.readlink("/proc/self/ns/pid")}
+    assert inside == {os.readlink(f"/proc/{operator.status(NODE).pid}/ns/pid")}
+    assert operator.say(NODE, "hostname") == NODE
 
 
 def test_a_new_image_deletes_the_disk_its_host_key_included(operator: Operator) -> None:

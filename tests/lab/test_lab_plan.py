@@ -12,10 +12,10 @@ from wire_lab import spec_of
 from orchestrator.lab.control import lab_down, lab_status
 from orchestrator.lab.delivery import FactoryRow, deliver, factory_password, take_back
 from orchestrator.lab.errors import LabError
-from orchestrator.lab.image import digest_of
+from orchestrator.lab.image import Image, digest_of, has_image, lay_image
 from orchestrator.lab.machine_nouns import FirmwarePart
 from orchestrator.lab.namespaces import Share
-from orchestrator.lab.plan import FirmwareImage, LabSpec, PlantedFault
+from orchestrator.lab.plan import FirmwareImage, LabSpec, NodePaths, PlantedFault
 from orchestrator.lab.runtime import hidden_directories, runtime_shares
 
 
@@ -81,6 +81,19 @@ def test_the_digest_sees_content_names_modes_and_links(tmp_path: Path) -> None:
     (second / "etc/a").rename(second / "etc/c")
     digests.add(digest_of(second))
     assert len(digests) == 5
+
+
+def test_a_disk_that_is_not_what_was_published_is_no_image(tmp_path: Path) -> None:
+    published = tmp_path / "image"
+    (published / "etc").mkdir(parents=True)
+    (published / "etc/a").write_text("one")
+    image = Image(name="img", digest=digest_of(published), directory=published)
+    (published / "etc/a").write_text("rotten")
+    paths = NodePaths(tmp_path / "node")
+    paths.directory.mkdir()
+    with pytest.raises(LabError, match=f"the disk holds sha256:.* after the image img {image.digest} was copied"):
+        lay_image(image, spec_of("a").nodes[0], paths, "2026-01-01T00:00:00+00:00")
+    assert has_image(paths) is False
 
 
 def test_the_folder_with_the_secrets_is_hidden_wherever_the_project_shows_it(tmp_path: Path) -> None:
