@@ -78,6 +78,8 @@ STATUS_OF: Sequence[tuple[type[RackrayError], Status]] = (
     (PeerError, Status.UNKNOWN),
     (RackrayError, Status.REFUSED),
 )
+ASK_AGAIN = frozenset({Status.UNREACHABLE, Status.UNKNOWN})
+"""Trouble that may be over the next time, by itself."""
 
 
 def build(home: Path) -> "Exchange":
@@ -148,7 +150,7 @@ class Exchange:
         except RackrayError as error:
             status = next(status for kind, status in STATUS_OF if isinstance(error, kind))
             reason = self._redact(f"{error} ({error.hint})" if error.hint else str(error))
-            retryable = error.retryable if isinstance(error, PeerRefused) else isinstance(error, PeerError)
+            retryable = error.retryable if isinstance(error, PeerRefused) else status in ASK_AGAIN
             retry_after_s = getattr(error, "retry_after_s", 0.0)
             LOG.info("%s %s: %s: %s", operation.node, operation.action, status, reason)
         return Outcome(

@@ -148,11 +148,17 @@ class SshShell:
         broke, or `timeout_s` passed). After AnswerLost the connection is closed.
         """
         end_s = time.monotonic() + remaining_s(timeout_s)
-        with _as_peer_errors(self.where):
-            channel = self._transport.open_session(timeout=min(CHANNEL_S, timeout_s))
+        limit_s = min(CHANNEL_S, remaining_s(timeout_s))
+        try:
+            with _as_peer_errors(self.where):
+                channel = self._transport.open_session(timeout=limit_s)
+        except PeerUnreachable:
+            # A node that lost its power says no goodbye: whoever comes next must not wait for this connection again.
+            self.close()
+            raise
         try:
             try:
-                channel.settimeout(min(CHANNEL_S, timeout_s))
+                channel.settimeout(limit_s)
                 channel.exec_command(shlex.join(argv))
             except (paramiko.SSHException, EOFError, OSError) as error:
                 # The request may have arrived although its confirmation did not.

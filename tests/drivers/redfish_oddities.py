@@ -83,6 +83,7 @@ class OddBmc(Peer):
     def __init__(self, folder: Path, address: str) -> None:
         self.tree: dict[tuple[str, str], Reply | list[Reply] | Callable[[Seen], Reply]] = dict(sound_tree())
         self.seen: list[Seen] = []
+        self.folder = folder
         files = make_certificate(folder, "odd", address)
         self.pin = files.sha256
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -73,6 +73,16 @@ def test_the_factory_password_is_dead_afterwards_and_a_second_replacement_change
     assert [r["method"] for r in lab.requests("n1") if r["method"] == "PATCH"].count("PATCH") == 1
 
 
+def test_a_site_may_keep_the_factory_user_with_our_password(lab: BmcLab) -> None:
+    lab.add("n1")
+    bmc = lab.open("n1", bmc_user=FACTORY_USER)
+    assert bmc.replace_factory_password() == {"account": "ours", "changed": True}
+    assert bmc.identify()["serial"] == "SER-n1"
+    (account,) = lab.machines["n1"].accounts.all()
+    assert account.password == lab.secrets().bmc_password("n1").reveal()
+    bmc.close()
+
+
 @pytest.mark.parametrize("path", ["/redfish/v1/AccountService/Accounts/1", "/redfish/v1/AccountService/Accounts"])
 def test_a_replacement_cut_short_at_either_write_is_finished_by_the_next_one(lab: BmcLab, path: str) -> None:
     lab.add("n1")

@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.domain.deadline import within
 from orchestrator.domain.errors import AnswerLost, IdentityMismatch, PeerRefused, PeerUnreachable
-from tests.drivers.redfish_oddities import RESET, ROOT, SESSIONS, SYSTEM, OddBmc, Reply, link, sound_tree
+from tests.drivers.redfish_oddities import RESET, ROOT, SESSIONS, SYSTEM, OddBmc, Reply, Seen, link, sound_tree
 
 INVENTORY = "/redfish/v1/UpdateService/FirmwareInventory"
 HTML = Reply(raw=b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 15\r\n\r\n<html>hi</html>")
@@ -82,7 +82,7 @@ def test_nonsense_is_no_power_state(odd: OddBmc, nonsense: Reply) -> None:
     bmc = odd.open()
     assert bmc.observe()["power"] == "On"
     odd.tree["GET", SYSTEM] = nonsense
-    with within(2.0), pytest.raises((PeerRefused, PeerUnreachable)):
+    with within(0.6), pytest.raises((PeerRefused, PeerUnreachable)):
         bmc.observe()
     odd.tree["GET", SYSTEM] = sound_tree()["GET", SYSTEM]
     assert bmc.observe()["power"] == "On"
@@ -93,7 +93,7 @@ def test_nonsense_is_no_power_state(odd: OddBmc, nonsense: Reply) -> None:
 def test_after_a_write_anything_but_a_clear_answer_is_unknown(odd: OddBmc, lost: Reply) -> None:
     odd.tree["POST", RESET] = lost
     bmc = odd.open()
-    with within(2.0), pytest.raises(AnswerLost):
+    with within(0.6), pytest.raises(AnswerLost):
         bmc.reset("On")
     assert odd.requests("POST").count(RESET) == 1
     bmc.close()
@@ -232,3 +232,40 @@ def test_a_password_quoted_by_the_bmc_does_not_reach_the_message(odd: OddBmc) ->
     with pytest.raises(PeerRefused) as refused:
         odd.open().observe()
     assert "is of a different format" in str(refused.value) and ours not in str(refused.value)
+
+
+def test_a_bmc_with_fixed_slots_gets_our_account_in_an_empty_one(odd: OddBmc) -> None:
+    """The way of BMCs that take no POST: slot 1 is reserved, slot 2 is the factory's, slot 3 is empty."""
+    accounts = "/redfish/v1/AccountService/Accounts"
+    (odd.folder / "secrets" / "factory.csv").touch(mode=0o600)
+    header = "node,serial,username,password,bmc_certificate_sha256"
+    (odd.folder / "secrets" / "factory.csv").write_text(f"{header}\nodd,SER-odd,root,factory-pw,\n")
+    slots = {"1": {"UserName": ""}, "2": {"UserName": "root", "Password": "factory-pw"}, "3": {"UserName": ""}}
+
+    def log_in(seen: Seen) -> Reply:
+        known = any((s["UserName"], s.get("Password")) == (seen.body["UserName"], seen.body["Password"]) for s in slots.values())
+        return sound_tree()["POST", SESSIONS] if known and seen.body["UserName"] else Reply(401, {})
+
+    def change(seen: Seen) -> Reply:
+        slots[seen.path.rsplit("/", 1)[1]].update(seen.body)
+        return Reply(200, {})
+
+    odd.tree |= {
+        ("GET", ROOT): Reply(200, {**sound_tree()["GET", ROOT].body, "AccountService": link("/redfish/v1/AccountService")}),
+        ("GET", "/redfish/v1/AccountService"): Reply(200, {"Accounts": link(accounts)}),
+        ("GET", accounts): Reply(200, {"Members": [link(f"{accounts}/{slot}") for slot in slots]}),
+        ("POST", accounts): Reply(405, {}),
+        ("POST", SESSIONS): log_in,
+    }
+    for slot in slots:
+        uri = f"{accounts}/{slot}"
+        shown = {"@odata.id": uri, "Id": slot}
+        odd.tree["GET", uri] = lambda seen, slot=slot, shown=shown: Reply(200, {**shown, "UserName": slots[slot]["UserName"]})
+        odd.tree["PATCH", uri] = change
+    bmc = odd.open()
+    assert bmc.replace_factory_password() == {"account": "ours", "changed": True}
+    ours = odd.store.bmc_password("odd").reveal()
+    assert slots["1"] == {"UserName": ""}
+    assert slots["2"]["Password"] == ours
+    assert slots["3"] == {"UserName": "rackray", "Password": ours, "RoleId": "Administrator", "Enabled": True}
+    bmc.close()

@@ -95,6 +95,19 @@ def test_a_connection_cut_while_a_command_runs_is_an_answer_lost(sshd: SshdPeer,
         shell.run(["true"], timeout_s=5)
 
 
+def test_a_node_that_went_silent_costs_one_wait_and_not_every_one(sshd: SshdPeer, shell: SshShell) -> None:
+    shell.run(["true"], timeout_s=10)
+    for process in sshd.processes:
+        process.send_signal(signal.SIGSTOP)
+    with within(0.5), pytest.raises((PeerUnreachable, AnswerLost)):
+        shell.run(["true"], timeout_s=10)
+    assert not shell.is_alive
+    started_s = time.monotonic()
+    with pytest.raises(PeerUnreachable):
+        shell.run(["true"], timeout_s=10)
+    assert time.monotonic() - started_s < 1
+
+
 def test_several_commands_share_one_connection(sshd: SshdPeer, shell: SshShell) -> None:
     results: list[str] = []
     threads = [
