@@ -8,7 +8,7 @@ Events whose subject is the run (`fold_run`):
     run.rank_started     rank, pid, started_ticks
     run.rank_ended       rank, exit_status (null: it is gone and left no status)
     run.milestone        milestone (started, checkpoint, heldout, stopped, finished, nan), step, and what the line carried
-    run.excluded         node, because
+    run.excluded         node, because, suspect (bool)
     run.stop_requested   by, reason
 
 Other `run.*` kinds (intents and outcomes of single exchanges) leave the record as it is.
@@ -132,6 +132,8 @@ class RunRecord:
     master_port: int = 0
     excluded: Mapping[str, str] = field(default_factory=dict)
     """Nodes this run will not use again, and why."""
+    suspects: frozenset[str] = frozenset()
+    """Those of them that something is wrong with whatever runs there."""
     blamed: Mapping[str, int] = field(default_factory=dict)
     """How often a failure was laid at a node's door."""
     failures: int = 0
@@ -205,7 +207,8 @@ def fold_run(record: RunRecord | None, event: Event) -> RunRecord:
     if verb == "milestone":
         return _milestone(record, data)
     if verb == "excluded":
-        return replace(record, excluded={**record.excluded, data["node"]: data["because"]})
+        suspects = record.suspects | {data["node"]} if data.get("suspect", True) else record.suspects
+        return replace(record, excluded={**record.excluded, data["node"]: data["because"]}, suspects=suspects)
     if verb == "stop_requested":
         if record.is_ended or record.stop is not None:
             return record

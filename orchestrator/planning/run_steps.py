@@ -19,7 +19,7 @@ from orchestrator.domain.spec import Runtime
 from orchestrator.planning.placement import CannotPlace, PlaceableNode, Placement, place
 from orchestrator.planning.run_launch import RunPaths, master_port, rank_argv, rank_environment, run_json
 from orchestrator.planning.run_observe import key_of, seen_for
-from orchestrator.planning.run_verdict import Failure, Finished, Settling, judge, silent_nodes
+from orchestrator.planning.run_verdict import MAY_BE_THE_PROGRAM, Failure, Finished, Settling, judge, silent_nodes
 
 LOOK_EVERY_S = 1.0
 LOOKS_PER_S = 200
@@ -111,13 +111,14 @@ def next_run_step(run: RunRecord, world: RunWorld) -> RunDecision:
 def events_of(run: RunRecord, decision: RunDecision) -> tuple[Event, ...]:
     """What the journal gets when `decision` is carried out, in one commit and before anything is submitted."""
     if isinstance(decision, MoveRun):
-        excluded = [Event("run.excluded", run.id, {"node": node, "because": why}) for node, why in decision.exclude]
+        suspect = decision.cause not in MAY_BE_THE_PROGRAM
+        excluded = [_excluded(run, node, why, suspect) for node, why in decision.exclude]
         data: dict[str, Any] = {"from": str(run.state), "to": str(decision.to), "because": decision.because}
         if decision.to is RunState.RECOVERING:
             data |= {"blamed": decision.blamed, "cause": decision.cause, "fatal": decision.is_fatal}
         return (*excluded, Event("run.moved", run.id, data))
     if isinstance(decision, ExcludeNode):
-        return (Event("run.excluded", run.id, {"node": decision.node, "because": decision.because}),)
+        return (_excluded(run, decision.node, decision.because, True),)
     if isinstance(decision, PlaceRun):
         data = {
             "ranks": [list(pair) for pair in decision.placement.ranks],
@@ -130,6 +131,10 @@ def events_of(run: RunRecord, decision: RunDecision) -> tuple[Event, ...]:
         }
         return (Event("run.placed", run.id, data),)
     return ()
+
+
+def _excluded(run: RunRecord, node: str, because: str, suspect: bool) -> Event:
+    return Event("run.excluded", run.id, {"node": node, "because": because, "suspect": suspect})
 
 
 def queue_order(runs: Mapping[str, RunRecord]) -> list[RunRecord]:
@@ -155,7 +160,7 @@ def allocation_events(runs: Mapping[str, RunRecord], nodes: Mapping[str, NodeRec
         if node.state is NodeState.ALLOCATED and held.get(name) != node.run:
             run = runs.get(node.run)
             why = run.excluded.get(name) if run else None
-            if why:
+            if run and why and name in run.suspects:
                 events.append(_node_moved(node, NodeState.SUSPECT, f"{node.run} gave it up: {why}", ""))
             else:
                 events.append(_node_moved(node, NodeState.READY, f"released by {node.run}", ""))
@@ -238,18 +243,20 @@ def _running(run: RunRecord, job: JobSpec, world: RunWorld) -> RunDecision:
     if run.stop:
         return _stop_ranks(run, job, world)
     if isinstance(verdict, Failure):
-        return MoveRun(
-            RunState.RECOVERING,
-            f"{verdict.cause}: {verdict.because}",
-            tuple((node, f"{verdict.cause}: {verdict.because}") for node in verdict.exclude),
-            verdict.blamed,
-            str(verdict.cause),
-            verdict.is_fatal,
-        )
+        return _recover(run, job, world, verdict)
     steps = [_look(run, world, rank) for rank in run.ranks if not rank.is_ended]
     steps += [Step(node, Action.CELL_OBSERVE, "it does not answer") for node in silent_nodes(run, world.seen, world.now_s)]
     because = verdict.because if isinstance(verdict, Settling) else "ranks are being watched"
     return _submit_due(steps, world, _look_every_s(run), because)
+
+
+def _recover(run: RunRecord, job: JobSpec, world: RunWorld, failure: Failure) -> MoveRun:
+    said = f"{failure.cause}: {failure.because}"
+    exclude = tuple((node, said) for node in failure.exclude)
+    # A crash or a hang may well be the program's own: a node is left out for it only where another can take its place.
+    if failure.cause in MAY_BE_THE_PROGRAM and isinstance(_place(run, job, world, dict(exclude)), CannotPlace):
+        exclude = ()
+    return MoveRun(RunState.RECOVERING, said, exclude, failure.blamed, str(failure.cause), failure.is_fatal)
 
 
 def _recovering(run: RunRecord, job: JobSpec, world: RunWorld) -> RunDecision:
@@ -383,8 +390,9 @@ def _look_every_s(run: RunRecord) -> float:
     return max(LOOK_EVERY_S, len(run.ranks) / LOOKS_PER_S)
 
 
-def _place(run: RunRecord, job: JobSpec, world: RunWorld) -> Placement | CannotPlace:
-    return place(job, list(world.nodes.values()), {**world.barred, **run.excluded}, world.held, run.id)
+def _place(run: RunRecord, job: JobSpec, world: RunWorld, without: Mapping[str, str] | None = None) -> Placement | CannotPlace:
+    excluded = {**world.barred, **run.excluded, **(without or {})}
+    return place(job, list(world.nodes.values()), excluded, world.held, run.id)
 
 
 def _paths(world: RunWorld) -> RunPaths:

@@ -45,6 +45,8 @@ REFUSALS = {
     ExitCode.BAD_DATA: "cannot use the data",
 }
 COMES_AGAIN = frozenset({Cause.NOT_A_NUMBER, Cause.REFUSED})
+MAY_BE_THE_PROGRAM = frozenset({Cause.CRASH, Cause.HANG})
+"""Causes that say nothing certain about the node: it is not made suspect for them."""
 
 
 @dataclass(frozen=True, slots=True)
