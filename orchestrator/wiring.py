@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.domain.errors import LeaseHeld, NotAsRequired
 from orchestrator.domain.event import CLUSTER, Event
-from orchestrator.domain.operation import Action
+from orchestrator.domain.operation import Action, Operation, Status
 from orchestrator.domain.spec import ClusterSpec
 from orchestrator.drivers.processes import ProcessId, find
 from orchestrator.drivers.spec_reader import LoadedSpec, read_spec
@@ -24,6 +24,7 @@ from orchestrator.planning.validation import check_spec
 if TYPE_CHECKING:
     from orchestrator.drivers.exchange import Exchange
     from orchestrator.drivers.interfaces import Hands, MayAct, Playbooks
+    from orchestrator.domain.run import RunRecord
     from orchestrator.execution.journal import Journal
     from orchestrator.execution.views import Views
 
@@ -158,6 +159,45 @@ def _control(
         controller.close()
 
 
+# ---------------------------------------------------------------------- training jobs
+def load_job(path: Path) -> Any:
+    """Read and check a job file. Raises BadInput with every problem."""
+    from orchestrator.drivers.job_reader import read_job
+    from orchestrator.planning.job_check import job_problems
+
+    return read_job(path, job_problems)
+
+
+def draw_loss_curve(lines: Path, picture: Path, title: str) -> Path:
+    """The loss curve of a progress file, as a PNG; returns where it is."""
+    from orchestrator.drivers.curve import draw_loss_curve as draw
+
+    return draw(lines, picture, title)
+
+
+def rank_log(folder: Path, run: "RunRecord", rank: int, lines: int) -> str:
+    """The end of one rank's log, read over SSH at its node."""
+    from orchestrator.planning.run_launch import rank_log_path
+
+    views = open_views(folder)
+    spec = views.state.spec
+    if spec is None:
+        raise NotAsRequired("no spec has been applied", "apply one first: `rackray apply SPEC`")
+    from orchestrator.planning.site import Site
+
+    node = run.rank(rank).node
+    argv = ["tail", "-n", str(lines), rank_log_path(run, rank)]
+    exchange = build_exchange(folder, "")
+    try:
+        target = Site.of(spec).target(views.state.nodes[node])
+        outcome = exchange.perform(Operation("log", node, Action.SSH_EXEC, 0, target, {"argv": argv, "stdin": ""}), lambda epoch: True)
+    finally:
+        exchange.close()
+    if outcome.status is not Status.DONE or outcome.facts["exit_status"] != 0:
+        raise NotAsRequired(f"cannot read the log of rank {rank} at {node}: {outcome.reason or outcome.facts.get('stderr', '')}")
+    return str(outcome.facts["stdout"])
+
+
 # ---------------------------------------------------------------------- hands
 def build_hands(folder: Path, spec: ClusterSpec) -> "Hands":
     """The muscles of a controller: shards on the management Ray (or threads, with RACKRAY_HANDS=local), and the cell's own Ray."""
@@ -179,7 +219,7 @@ def build_local_hands(folder: Path, url: str) -> "Hands":
     from orchestrator.drivers.local_hands import LocalHands
 
     exchange, may_act = build_exchange(folder, url), build_may_act(url)
-    return LocalHands(lambda operation: exchange.perform(operation, may_act), build_playbooks(folder))
+    return LocalHands(lambda operation: exchange.perform(operation, may_act), build_playbooks(folder), may_act=may_act)
 
 
 def build_exchange(folder: Path, url: str) -> "Exchange":

@@ -62,7 +62,7 @@ class Controller:
         for seen in journal.observations():
             if seen.key in Action.__members__.values() and seen.subject in self.state.nodes:
                 self.state.observe(seen.subject, Action(seen.key), seen.data, seen.at_s)
-        self.runs = RunKeeper(journal, hands, clock, epoch, home)
+        self.runs = RunKeeper(journal, hands, clock, epoch, home, self._commit, self._operation_id)
         self._disown_open_intents()
         self._changed.update(self.state.nodes)
 

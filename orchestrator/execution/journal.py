@@ -100,6 +100,10 @@ class Journal:
         except sa.exc.DatabaseError as error:
             raise JournalBroken(f"cannot open the journal {url}: {error.orig}", "restore it from a backup, or name another RACKRAY_HOME") from error
 
+    def close(self) -> None:
+        """Close every connection. A process that forks must do so first: SQLite's locks do not survive a fork."""
+        self._engine.dispose()
+
     # ------------------------------------------------------------------ reading
     def events(self, after_seq: int = 0, limit: int = 0) -> list[Event]:
         """Events with a seq above `after_seq`, oldest first."""

@@ -95,6 +95,8 @@ def _lost_answer(context: Context) -> Decision | None:
     if look is None or look.at_s <= lost.at_s:
         return context.step(rule.look, f"the answer to {lost.action} was lost; look before anything is repeated")
     done, facts = rule.was_done(lost, look.values)
+    if not done and context.now_s < lost.at_s + rule.within_s:
+        return context.look_again(rule.look, f"the answer to {lost.action} was lost; it may still take effect")
     verb = "it had taken effect" if done else "it had not taken effect"
     return Settle(context.node.name, done, f"looked after the lost answer to {lost.action}: {verb}", facts)
 

@@ -70,7 +70,7 @@ def _success(step: Step, site: Site, world: dict[Action, Mapping[str, Any]]) -> 
     if step.action in world and step.action not in MUTATING:
         return world[step.action]
     name, node = step.node, site.nodes[step.node]
-    after = _after(step, world)
+    after = _after(step, site, world)
     world.update(after)
     baseline = site.baseline(name)
     answers: Mapping[Action, Mapping[str, Any]] = {
@@ -91,7 +91,7 @@ def _success(step: Step, site: Site, world: dict[Action, Mapping[str, Any]]) -> 
     return answers.get(step.action, {})
 
 
-def _after(step: Step, world: Mapping[Action, Mapping[str, Any]]) -> dict[Action, Mapping[str, Any]]:
+def _after(step: Step, site: Site, world: Mapping[Action, Mapping[str, Any]]) -> dict[Action, Mapping[str, Any]]:
     """What later looks will see because of this step."""
     if step.action is Action.BMC_POWER:
         power = "On" if step.args["reset"] == "On" else "Off"
@@ -100,6 +100,11 @@ def _after(step: Step, world: Mapping[Action, Mapping[str, Any]]) -> dict[Action
         digest = (world.get(Action.IMAGE_REPORT) or {}).get("wanted_digest", "wanted")
         installed = {"installed": True, "image": "", "digest": digest, "wanted_digest": digest, "ssh_host_key": "-"}
         return {**after, **({Action.IMAGE_REPORT: installed} if boots_anew else {})}
+    if step.action is Action.BMC_CREDENTIAL:
+        # A BMC that insists on a new password says its serial only afterwards.
+        said = world.get(Action.BMC_IDENTIFY) or {}
+        serial, model = said.get("serial") or site.nodes[step.node].serial, said.get("model") or site.sku(step.node).model
+        return {Action.BMC_IDENTIFY: {**said, "serial": serial, "model": model, "account": "ours"}}
     if step.action is Action.BMC_BOOT_ONCE:
         return {Action.BMC_BOOT_ONCE: {"target": step.args["target"]}}
     if step.action is Action.BMC_UPDATE:

@@ -14,12 +14,21 @@ Verdict = tuple[bool, Mapping[str, Any]]
 """Whether the command had taken effect, and the facts its answer would have carried."""
 
 
+BMC_EFFECT_S = 12.0
+"""A BMC that has received a request obeys it within this time, in seconds, or never."""
+JOIN_EFFECT_S = 40.0
+"""A Ray node that was being started is listed by its cell within this time, in seconds, or never (6-20 s were measured)."""
+
+
 @dataclass(frozen=True, slots=True)
 class SettleRule:
     """How to find out what became of an action whose answer was lost."""
 
     look: Action
     was_done: Callable[[OpenOperation, Mapping[str, Any]], Verdict]
+    within_s: float = 0.0
+    """How long after the intent the command may still take effect: only then does not seeing it mean that it did not happen.
+    0 for commands that are safe to repeat."""
 
 
 def settle_after(lost: OpenOperation) -> SettleRule:
@@ -64,12 +73,12 @@ def _repeatable(lost: OpenOperation, seen: Mapping[str, Any]) -> Verdict:
 
 
 SETTLE: Mapping[Action, SettleRule] = {
-    Action.BMC_CREDENTIAL: SettleRule(Action.BMC_IDENTIFY, _credential),
-    Action.BMC_POWER: SettleRule(Action.BMC_OBSERVE, _power),
-    Action.BMC_BOOT_ONCE: SettleRule(Action.BMC_OBSERVE, _boot_once),
-    Action.BMC_UPDATE: SettleRule(Action.BMC_TASKS, _update),
+    Action.BMC_CREDENTIAL: SettleRule(Action.BMC_IDENTIFY, _credential, BMC_EFFECT_S),
+    Action.BMC_POWER: SettleRule(Action.BMC_OBSERVE, _power, BMC_EFFECT_S),
+    Action.BMC_BOOT_ONCE: SettleRule(Action.BMC_OBSERVE, _boot_once, BMC_EFFECT_S),
+    Action.BMC_UPDATE: SettleRule(Action.BMC_TASKS, _update, BMC_EFFECT_S),
     Action.PLAYBOOK: SettleRule(Action.SSH_IDENTIFY, _repeatable),
-    Action.CELL_JOIN: SettleRule(Action.CELL_OBSERVE, _joined),
+    Action.CELL_JOIN: SettleRule(Action.CELL_OBSERVE, _joined, JOIN_EFFECT_S),
     Action.CELL_LEAVE: SettleRule(Action.SSH_IDENTIFY, _repeatable),
     Action.SSH_EXEC: SettleRule(Action.SSH_IDENTIFY, _repeatable),
     Action.BMC_LOCATE: SettleRule(Action.BMC_OBSERVE, _repeatable),
