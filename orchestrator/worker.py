@@ -250,6 +250,13 @@ class CellDoor:
         return Outcome(operation.id, operation.node, operation.action, Status.DONE, facts=facts)
 
     async def _through_agent(self, operation: Operation) -> Outcome:
+        outcome = await self._ask_agent(operation)
+        if outcome.status is Status.UNREACHABLE and operation.action is Action.RANK_LOOK:
+            # An agent that has died is made anew by the next call, and a look may always be repeated.
+            outcome = await self._ask_agent(operation)
+        return outcome
+
+    async def _ask_agent(self, operation: Operation) -> Outcome:
         node = operation.node
         if node not in await self._alive_members():
             return never_sent(operation, f"{node} is not alive in the cell; nothing was sent")
@@ -317,7 +324,7 @@ async def _in_thread(ask: Callable[[], Any]) -> Any:
 def _last_line(error: BaseException) -> str:
     """The last line of what the error says: Ray's errors carry whole tracebacks."""
     lines = [line for line in "".join(traceback.format_exception_only(error)).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
+    return lines[-1].strip()[:300] if lines else type(error).__name__
 
 
 if __name__ == "__main__":

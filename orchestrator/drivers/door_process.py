@@ -177,7 +177,7 @@ class DoorProcess:
         from_door.close()
         with self._change:
             was_ready, self._ready, self._process = self._ready, False, None
-            said = _last_words(launch.log, began)
+            said = _last_words(launch.log, began) if process.returncode else ""
             self._problem = f"{why} (exit status {process.returncode}){': ' + said if said else ''}"
             for waiting in self._in_flight.values():
                 self._outcomes.append(lost(waiting.operation, f"the {self.name} door fell shut: {self._problem}"))

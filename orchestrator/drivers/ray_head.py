@@ -282,6 +282,8 @@ def _own_temp_directory(config: HeadConfig) -> Path:
     sessions = sorted(entry for entry in path.glob("r/session_2*") if not entry.is_symlink())  # named by their time
     for old in sessions[:-KEPT_SESSIONS]:
         shutil.rmtree(old, ignore_errors=True)  # tidying only: what cannot be removed is tried again next time
+    # Ray would refuse the port if this file names it and a raylet of the dead head's cluster still runs within sight.
+    (path / "r" / "ray_current_cluster").unlink(missing_ok=True)
     return path / "r"
 
 
