@@ -8,6 +8,7 @@ import string
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from orchestrator.lab.errors import LabError
 from orchestrator.lab.image import make_ssh_key
 from orchestrator.lab.plan import LabPaths
 
@@ -54,9 +55,19 @@ def take_back(path: Path, serials: set[str]) -> None:
 
 
 def give_site_secrets(paths: LabPaths) -> str:
-    """Makes the operator's SSH key pair and the image service's token. Returns: the public key, `ssh-ed25519 BASE64`."""
+    """Makes the operator's SSH key pair and the image service's token. Returns: the public key, `ssh-ed25519 BASE64`.
+
+    Raises: LabError when such secrets are there already and no lab made them: those of a real site are not overwritten.
+    """
     paths.secrets.mkdir(mode=0o700, parents=True, exist_ok=True)
     paths.secrets.chmod(0o700)
+    foreign = [path for path in _site_secrets(paths) if path.exists()]
+    if foreign and not paths.secrets_given.exists():
+        raise LabError(
+            f"{foreign[0]} exists and is not the lab's: it may open a real site",
+            hint="set RACKRAY_HOME to another folder for the lab",
+        )
+    paths.secrets_given.touch(mode=0o600)
     write_private(paths.image_token, secrets.token_urlsafe(32) + "\n")
     public_key = make_ssh_key(paths.ssh_key, "rackray operator")
     paths.ssh_key.with_name(paths.ssh_key.name + ".pub").chmod(0o600)  # public, but everything in this folder is 0600
@@ -65,8 +76,13 @@ def give_site_secrets(paths: LabPaths) -> str:
 
 def take_site_secrets_back(paths: LabPaths) -> None:
     """Removes what `give_site_secrets` made, once the lab it opens is gone."""
-    for path in (paths.image_token, paths.ssh_key, paths.ssh_key.with_name(paths.ssh_key.name + ".pub"), paths.image_ca):
-        path.unlink(missing_ok=True)
+    if paths.secrets_given.exists():
+        for path in _site_secrets(paths):
+            path.unlink(missing_ok=True)
+
+
+def _site_secrets(paths: LabPaths) -> tuple[Path, ...]:
+    return (paths.image_token, paths.ssh_key, paths.ssh_key.with_name(paths.ssh_key.name + ".pub"), paths.image_ca)
 
 
 def write_private(path: Path, text: str) -> None:

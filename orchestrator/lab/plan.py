@@ -157,6 +157,11 @@ class LabPaths:
         return self.secrets / "image_token"
 
     @property
+    def secrets_given(self) -> Path:
+        """There as long as the site's secrets below `secrets` are the lab's own, to be replaced and removed by it."""
+        return self.lab / "secrets_given"
+
+    @property
     def image_ca(self) -> Path:
         """The image service's certificate where the drivers look for it."""
         return self.secrets / "image_ca.pem"

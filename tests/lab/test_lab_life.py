@@ -94,6 +94,15 @@ def test_a_lab_that_is_taken_down_leaves_no_process_no_mount_and_no_secret(home:
     assert lab_down(home).was_running is False
 
 
+def test_the_secrets_of_a_real_site_are_not_overwritten(home: Path) -> None:
+    (home / "secrets").mkdir(mode=0o700, parents=True)
+    (home / "secrets/ssh_key").write_text("of a real site")
+    with pytest.raises(LabError, match="secrets/ssh_key exists and is not the lab's"):
+        lab_up(spec_of("a", first=31), home)
+    assert (home / "secrets/ssh_key").read_text() == "of a real site"
+    assert not (home / "lab").exists()
+
+
 def test_no_node_outlives_a_daemon_that_was_killed(home: Path) -> None:
     spec = spec_of("a", first=31)
     lab_up(spec, home)
