@@ -29,8 +29,7 @@ HOST_KEY = "etc/ssh/ssh_host_ed25519_key"
 USER_UID = 20001 if AS_ROOT else os.getuid()
 COMMAND_LIMIT_S = 60.0
 
-# What an image must not take from the machine it is made on: its passwords, keys and names, and what would make sshd's pty
-# fail in a user namespace of one user (group tty cannot be given a terminal there).
+# What an image must not take from the machine it is made on: its passwords, its keys, its names, its place in a network.
 _NOT_COPIED = {
     "passwd", "passwd-", "group", "group-", "shadow", "shadow-", "gshadow", "gshadow-", "hostname", "hosts", "machine-id",
     "ssh", "sudoers", "sudoers.d", "subuid", "subuid-", "subgid", "subgid-", "ld.so.cache", "resolv.conf", "mtab",
@@ -187,9 +186,9 @@ def _write_accounts(image: Path, user: str) -> None:
     if not any(line.startswith("sshd:") for line in passwd):
         passwd.append("sshd:x:20000:65534::/run/sshd:/usr/sbin/nologin")  # sshd's privilege separation asks for it
     passwd.append(f"{user}:x:{USER_UID}:{USER_UID}::/home/{user}:/bin/sh")
+    # Without group tty sshd gives a terminal to the user's own group; in a user namespace of one user it could not give it away.
     groups = [line for line in _lines("/etc/group") if line.split(":")[0] not in (user, "tty")]
     groups = [line for line in groups if line.split(":")[2] != str(USER_UID)] + [f"{user}:x:{USER_UID}:"]
-    # root's own shell start-up may be this machine's business (version managers and the like), but /root is not copied.
     _write(etc / "passwd", "\n".join(passwd) + "\n")
     _write(etc / "group", "\n".join(groups) + "\n")
     _write(etc / "shadow", "".join(f"{line.split(':')[0]}:*:19000:0:99999:7:::\n" for line in passwd), 0o600)
