@@ -82,7 +82,11 @@ def follow(session: RedfishSession, *keys: str, start: str = ROOT) -> str:
     for key in keys:
         onward = link(session.get(here), key)
         if onward is None:
-            raise PeerRefused(f"the BMC at {session.client.where} has no {key} in {here}", "it does not offer this service")
+            raise PeerRefused(
+                f"the BMC at {session.client.where} has no {key} in {here}",
+                "it may still be starting; if it stays so, it does not offer this service",
+                retryable=True,
+            )
         here = onward
     return here
 

@@ -49,6 +49,9 @@ WEAK_ALGORITHMS = {
 }
 """Never offered, whatever paramiko's default lists hold (SHA-1, MD5, CBC)."""
 
+AUTHENTICATION_CUT_SHORT = ("timeout", "transport shut down", "EOF")
+"""What paramiko says where nobody refused our key: a slow or dying node is not one that rejects us."""
+
 
 class SshSecrets(Protocol):
     """What this driver asks of the secrets folder."""
@@ -338,6 +341,8 @@ def _as_peer_errors(where: str) -> Iterator[None]:
             "it was imaged again, or another machine answers; if it is right, enroll the node again",
         ) from error
     except paramiko.AuthenticationException as error:
+        if any(words in str(error) for words in AUTHENTICATION_CUT_SHORT):
+            raise PeerUnreachable(f"{where} went away during the login: {_cause(error)}", "asking again may help") from error
         raise PeerRefused(
             f"{where} does not accept our SSH key: {_cause(error)}", "is it authorised there, for the user access.ssh_user?"
         ) from error

@@ -61,7 +61,7 @@ class Peer:
 class SshdPeer(Peer):
     """Real sshd in inetd mode, one process per connection, as the user who runs the tests."""
 
-    def __init__(self, folder: Path, address: str) -> None:
+    def __init__(self, folder: Path, address: str, more_config: str = "") -> None:
         if not Path(SSHD).exists() or shutil.which("ssh-keygen") is None:
             pytest.skip(f"{SSHD} and ssh-keygen are needed (apt install openssh-server)")
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
@@ -69,7 +69,7 @@ class SshdPeer(Peer):
         self.host_key = make_key(folder / "host_key")
         self.client_key = folder / "client_key"
         (folder / "authorized_keys").write_text(make_key(self.client_key) + "\n")
-        (folder / "sshd_config").write_text(CONFIG.format(folder=folder))
+        (folder / "sshd_config").write_text(more_config + CONFIG.format(folder=folder))
         self.processes: list[subprocess.Popen[bytes]] = []
         super().__init__(address, self._serve)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import getpass
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -147,6 +148,14 @@ def test_a_refused_key_is_a_refusal_that_does_not_go_away(sshd: SshdPeer, tmp_pa
     with pytest.raises(PeerRefused) as refused:
         door(tmp_path / "stranger").open("n1", target_of(sshd, sshd.host_key), 5.0)
     assert not refused.value.retryable
+
+
+def test_a_node_too_slow_to_judge_our_key_has_not_refused_it(tmp_path: Path) -> None:
+    sleepy = f"AuthorizedKeysCommand {shutil.which('sleep')} 3\nAuthorizedKeysCommandUser nobody\nAuthorizedKeysFile none\n"
+    peer = SshdPeer(tmp_path, "127.1.201.4", sleepy)
+    with within(1.0), pytest.raises(PeerUnreachable, match="during the login"):
+        opened(peer)
+    peer.stop()
 
 
 def test_a_key_that_others_can_read_is_not_used(sshd: SshdPeer) -> None:
