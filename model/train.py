@@ -111,7 +111,7 @@ def train(
     stop: StopRequest,
 ) -> ExitCode:
     """The loop.  Collective; every rank returns the same."""
-    from model.data import Batches
+    from model.data import Batches  # late: numpy and tokenizers
 
     batches = Batches(corpus, spec, engine.replica)
     _start(spec, engine, corpus, resumption, report)
@@ -194,6 +194,7 @@ def _same_corpus(spec: RunSpec) -> Corpus:
 
     Rank 0 has made it before it met the others; a rank that does not see rank 0's disk makes its own here.
     """
+    # late: numpy, tokenizers, torch and deepspeed
     from model.data import DataError, prepare_corpus
     from model.engine import from_every_rank
 

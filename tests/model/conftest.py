@@ -38,10 +38,14 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
                 "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": str(PROJECT),
             }
             command = [sys.executable, "-m", "model.train", str(run)]
+            # A folder of its own for each rank, so that a relative path is a disk that the others do not see.
+            disk = folder / f"disk-{rank}"
+            disk.mkdir()
             with launch.logs[rank].open("wb") as log:
-                process = subprocess.Popen(command, cwd=PROJECT, env=environment, stdout=log, stderr=log)
+                process = subprocess.Popen(command, cwd=disk, env=environment, stdout=log, stderr=log)
             launch.processes.append(process)
         return launch
 

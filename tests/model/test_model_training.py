@@ -221,3 +221,17 @@ def test_a_rate_that_is_too_high_ends_the_run_with_the_code_for_nan(start: Launc
     (nan,) = launch.events("nan")
     assert nan.step == len(launch.steps()) + 1
     assert newest_complete(Path(spec.checkpoint.directory)) is None
+
+
+@pytest.mark.slow
+def test_ranks_may_keep_their_own_corpus_but_must_share_the_checkpoints(start: Launcher, runs: Path) -> None:
+    spec = tiny_spec(
+        runs / "apart",
+        layout={"data": 2},
+        data={"directory": "corpus"},
+        checkpoint={"directory": "checkpoints", "every_steps": 3},
+    )
+    launch = finish(start(spec), ExitCode.BAD_CHECKPOINT, ExitCode.BAD_CHECKPOINT)
+    assert len(launch.steps()) == 3
+    assert "rank 0 does not see the files of rank 1" in launch.say()
+    assert newest_complete(launch.logs[0].parent / "disk-0" / "checkpoints") is None

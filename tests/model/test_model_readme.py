@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from training_launch import PROJECT
+
+from model import describe
+from model.contract import ExitCode, RunSpec
+
+README = (PROJECT / "model" / "README.md").read_text()
+
+
+def test_the_readmes_run_can_be_run_and_has_millions_of_parameters() -> None:
+    (block,) = re.findall(r"```json\n(.*?)```", README, flags=re.DOTALL)
+    spec = RunSpec.from_json(block)
+    spec.check_world(4)
+    assert spec.model.shape().parameters().total > 2_000_000
+
+
+def test_the_readme_lists_every_file_and_every_exit_code() -> None:
+    files = {path.name for path in (PROJECT / "model").glob("*.py")} - {"__init__.py"}
+    assert files == set(re.findall(r"`(\w+\.py)`", README.split("## Equations")[0].split("## Files")[1]))
+    codes = README.split("Exit codes")[1].split("\n\n")[0]
+    assert [int(number) for number in re.findall(r"(?<=[ ,])\d(?= )", codes)] == [code.value for code in ExitCode]
+
+
+def test_the_files_the_readme_calls_light_import_nothing_heavy() -> None:
+    rows = re.findall(r"^\| (`.*?) \|.*\| (.*?) \|$", README, flags=re.MULTILINE)
+    light = [name for names, needs in rows if needs == "standard library" for name in re.findall(r"`(\w+\.py)`", names)]
+    assert "contract.py" in light
+    for name in light:
+        source = (PROJECT / "model" / name).read_text()
+        assert not re.search(r"^\s*(import|from) (torch|deepspeed|numpy|tokenizers)", source, flags=re.MULTILINE), name
+
+
+def test_describe_prints_the_counts_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert describe.main(["--preset", "gpt2-125m", "--json", "--data-ranks", "4"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["parameters"]["total"] == 124_439_808
+    assert facts["flops_per_token"]["backward"] == 2 * facts["flops_per_token"]["forward"]
+    assert facts["state_bytes_per_rank"]["zero_3"] == 4 * facts["parameters"]["total"]
+
+
+def test_describe_says_every_count_in_words_too(capsys: pytest.CaptureFixture[str]) -> None:
+    describe.main(["--preset", "llama-8b"])
+    assert re.search(r"parameters\.total +8,030,261,248", capsys.readouterr().out)
+
+
+def test_no_path_of_a_machine_stands_in_the_package() -> None:
+    for path in Path(PROJECT / "model").glob("*"):
+        if path.is_file():
+            assert not re.search(r"/(root|home|work|tmp)/", path.read_text()), path.name
