@@ -54,9 +54,12 @@ class RunView:
             return
         if self._live is not None:
             self._live.update(_panel(run, progress))
-        elif progress is not None and progress.step != self._line_step and time.monotonic() >= self._line_s + LINE_EVERY_S:
+        elif progress is not None and progress.lines and self._is_due(progress.step):
             self._line_s, self._line_step = time.monotonic(), progress.step
             self._say(progress_words(run, progress))
+
+    def _is_due(self, step: int) -> bool:
+        return step != self._line_step and time.monotonic() >= self._line_s + LINE_EVERY_S
 
     def _say(self, line: str) -> None:
         stamped = f"{time.monotonic() - self._began_s:6.1f} s  {line}"
@@ -175,6 +178,8 @@ def _panel(run: RunRecord, progress: RunProgress | None) -> object:
 
     head = Text(f"{run.id}  {run.state}: {run.because}", style="bold", no_wrap=True)
     if progress is None:
+        return head
+    if not progress.lines:
         return head
     bar = ProgressBar(total=max(run.steps, 1), completed=progress.step, width=60)
     return Group(head, bar, Text(progress_words(run, progress)))
