@@ -1,0 +1,163 @@
+"""What a RUN.json of the right form must also fulfil: ranges, choices, and numbers that must fit each other.
+
+Every rule is told by the dotted name of its field and ends with the nearest legal choice.  Standard library only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+
+def problems_of(spec: object) -> list[str]:
+    """Everything about a RUN.json of the right form that could not be run, each with the nearest legal choice.
+
+    A rule is left out where one of its values is None, that is, missing or of a wrong type and reported as such.
+    """
+    problems = list(_single_problems(spec))
+    for names, rule in _CROSS_RULES:
+        values = [_get(spec, name) for name in names.split()]
+        if None not in values and (problem := rule(*values)):
+            problems.append(problem)
+    return problems
+
+
+_AT_LEAST = {
+    1: (
+        "steps evaluate_batches model.layers model.d_model model.heads model.d_ff model.positions layout.pipeline "
+        "layout.tensor layout.data batch.global_sequences batch.micro_sequences batch.sequence_tokens checkpoint.keep"
+    ),
+    0: (
+        "seed evaluate_every_steps layout.zero optimizer.weight_decay optimizer.clip optimizer.warmup_steps "
+        "checkpoint.every_steps model.dropout"
+    ),
+    257: "model.vocabulary",
+}
+_CHOICES = {
+    "data.corpus": ("python-stdlib",),
+    "optimizer.schedule": ("cosine", "linear", "constant"),
+    "precision": ("fp32", "bf16"),
+    "layout.zero": (0, 1, 2, 3),
+}
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "optimizer.lr": (lambda lr: 0 < lr < math.inf, "must be above 0; 0.001 is a usual start"),
+    "optimizer.eps": (lambda eps: 0 < eps < 1, "must lie between 0 and 1; 1e-8 is usual"),
+    "optimizer.betas": (lambda betas: all(b is None or 0 <= b < 1 for b in betas), "must lie in [0, 1); [0.9, 0.95] is usual"),
+    "model.dropout": (lambda dropout: dropout < 1, "must be below 1"),
+    "data.heldout_fraction": (lambda share: 0 < share <= 0.5, "must be above 0 and at most 0.5; 0.05 is usual"),
+    "seed": (lambda seed: seed < 2**63, "must be below 2^63"),
+}
+_TEXTS = ("run_id", "data.directory", "checkpoint.directory", "output_directory")
+
+
+def _single_problems(spec: object) -> Iterator[str]:
+    """What is wrong with one value whatever the others are."""
+    for least, names in _AT_LEAST.items():
+        for name in names.split():
+            value = _get(spec, name)
+            if value is not None and value < least:
+                yield f"{name}: is {value}; it must be at least {least}"
+    for name, choices in _CHOICES.items():
+        value = _get(spec, name)
+        if value is not None and value not in choices:
+            yield f"{name}: is {value!r}; choose {' or '.join(map(str, choices))}"
+    for name, (holds, rule) in _RULES.items():
+        value = _get(spec, name)
+        if value is not None and not holds(value):
+            yield f"{name}: is {value}; it {rule}"
+    for name in _TEXTS:
+        value = _get(spec, name)
+        if value is not None and not value.strip():
+            yield f"{name}: is empty"
+
+
+def _warmup_fits(warmup: int, steps: int) -> str | None:
+    if warmup <= steps:
+        return None
+    return f"optimizer.warmup_steps: is {warmup}, more than the run's {steps} steps; at most {steps}"
+
+
+def _heads_divide(heads: int, d_model: int) -> str | None:
+    if heads < 1 or d_model < 1 or d_model % heads == 0:
+        return None
+    divisors = [d for d in range(1, d_model + 1) if d_model % d == 0]
+    return f"model.heads: {heads} heads do not divide d_model {d_model}; nearest: {_nearest(heads, divisors)}"
+
+
+def _sequence_fits(tokens: int, positions: int) -> str | None:
+    if tokens <= positions:
+        return None
+    return f"batch.sequence_tokens: {tokens} tokens, but the model has {positions} positions; at most {positions}"
+
+
+def _batch_divides(sequences: int, micro: int, data: int) -> str | None:
+    each = micro * data
+    if micro < 1 or data < 1 or sequences % each == 0:
+        return None
+    return (
+        f"batch.global_sequences: {sequences} sequences do not divide into micro-batches of {micro} on {data} "
+        f"data-parallel replicas; nearest: {nearest_multiples(sequences, each)}"
+    )
+
+
+def _no_tensor_parallelism(tensor: int) -> str | None:
+    if tensor <= 1:
+        return None
+    return f"layout.tensor: {tensor}-way tensor parallelism is not in this version; choose 1"
+
+
+def _stages_fit(pipeline: int, layers: int) -> str | None:
+    if layers < 1 or pipeline <= layers:
+        return None
+    return f"layout.pipeline: {pipeline} stages, but the model has {layers} layers; at most {layers}"
+
+
+def _zero_fits_pipeline(zero: int, pipeline: int) -> str | None:
+    if pipeline <= 1 or zero == 1:
+        return None
+    if zero == 0:
+        reason = "DeepSpeed then leaves every stage but the first out of the gradient norm and clips wrongly"
+    else:
+        reason = "the pipeline keeps whole gradients over its micro-batches, which stages 2 and 3 would have split"
+    return f"layout.zero: ZeRO-{zero} with {pipeline} pipeline stages: {reason}; choose 1, or layout.pipeline 1"
+
+
+def _zero_fits_precision(zero: int, precision: str) -> str | None:
+    if zero != 0 or precision != "bf16":
+        return None
+    return (
+        "layout.zero: ZeRO-0 with bf16: DeepSpeed then updates the bf16 weights without an fp32 copy, and small updates "
+        "are lost; choose 1, which needs no more memory, or precision fp32"
+    )
+
+
+_CROSS_RULES: tuple[tuple[str, Callable[..., str | None]], ...] = (
+    ("optimizer.warmup_steps steps", _warmup_fits),
+    ("model.heads model.d_model", _heads_divide),
+    ("batch.sequence_tokens model.positions", _sequence_fits),
+    ("batch.global_sequences batch.micro_sequences layout.data", _batch_divides),
+    ("layout.tensor", _no_tensor_parallelism),
+    ("layout.pipeline model.layers", _stages_fit),
+    ("layout.zero layout.pipeline", _zero_fits_pipeline),
+    ("layout.zero precision", _zero_fits_precision),
+)
+
+
+def _get(spec: object, name: str) -> Any:
+    """The value at a dotted name; None where it, or what should hold it, is not there."""
+    value: Any = spec
+    for part in name.split("."):
+        value = getattr(value, part, None)
+    return value
+
+
+def _nearest(wanted: int, legal: list[int]) -> str:
+    below = [choice for choice in legal if choice < wanted]
+    above = [choice for choice in legal if choice > wanted]
+    return " or ".join(map(str, below[-1:] + above[:1]))
+
+
+def nearest_multiples(wanted: int, unit: int) -> str:
+    multiples = [unit * (wanted // unit), unit * (wanted // unit + 1)]
+    return _nearest(wanted, [multiple for multiple in multiples if multiple > 0])
