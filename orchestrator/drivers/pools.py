@@ -97,7 +97,9 @@ class Pool(Generic[C]):
             return self._slots.setdefault(node, _Slot(threading.BoundedSemaphore(self._users_per_node)))
 
     def _take(self, slot: "_Slot[C]", node: str, target: Target, timeout_s: float) -> C:
-        with slot.lock:
+        if not slot.lock.acquire(timeout=remaining_s(timeout_s)):
+            raise PeerUnreachable(f"{node}: another exchange is still opening its connection", "nothing was sent")
+        try:
             stale = None
             if slot.connection is not None and (slot.target != target or not self._is_alive(slot.connection)):
                 # Another exchange that still uses it sees it end: its address or identity is not the node's any more.
@@ -105,9 +107,11 @@ class Pool(Generic[C]):
             if stale is not None:
                 _close(stale, node)
             if slot.connection is None:
-                slot.connection, slot.target = self._make(node, target, remaining_s(timeout_s)), target
+                slot.connection, slot.target = self._make(node, target, timeout_s), target
             slot.users += 1
             return slot.connection
+        finally:
+            slot.lock.release()
 
     def _give_back(self, slot: "_Slot[C]") -> None:
         with slot.lock:

@@ -123,6 +123,8 @@ def test_a_slow_opening_holds_up_its_own_node_alone() -> None:
     thread.start()
     assert started.wait(10)
     with pool.lend("quick", HERE, 0.5):
+        with within(0.05), pytest.raises(PeerUnreachable, match="still opening"), pool.lend("slow", HERE, 9.0):
+            pytest.fail("lent before it was open")
         go_on.set()
     thread.join(10)
     pool.close()

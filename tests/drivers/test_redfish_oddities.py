@@ -1,5 +1,6 @@
 """What captured BMCs do at their worst: foreign links, nonsense, half answers, odd shapes. Nothing of it is believed."""
 
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +54,38 @@ def test_a_foreign_host_is_named_and_a_link_with_our_own_authority_is_followed(o
     own = f"https://{odd.address}:{odd.port}{SYSTEM}"
     odd.tree["GET", "/redfish/v1/Systems"] = Reply(200, {"Members": [link(own)]})
     assert bmc.observe()["power"] == "On"
+    bmc.close()
+
+
+def test_every_new_connection_is_checked_and_the_token_stays_here(odd: OddBmc) -> None:
+    system = sound_tree()["GET", SYSTEM]
+    odd.tree["GET", SYSTEM] = Reply(200, system.body, {"Connection": "close"})
+    bmc = odd.open()
+    assert bmc.observe()["power"] == "On"
+    before = len(odd.seen)
+    odd.show_another_certificate()
+    with pytest.raises(IdentityMismatch, match="is pinned"):
+        bmc.observe()
+    bmc.close()
+    assert len(odd.seen) == before
+
+
+def test_two_exchanges_at_once_share_one_session_and_renew_it_once(odd: OddBmc) -> None:
+    bmc = odd.open()
+    bmc.observe()
+    odd.tree["GET", SYSTEM] = lambda seen: (
+        Reply(401, {}) if seen.headers["x-auth-token"] == "token-1" else sound_tree()["GET", SYSTEM]
+    )
+    second = sound_tree()["POST", SESSIONS]
+    odd.tree["POST", SESSIONS] = Reply(201, second.body, {**second.headers, "X-Auth-Token": "token-2"})
+    powers: list[str] = []
+    threads = [threading.Thread(target=lambda: powers.append(bmc.observe()["power"])) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert powers == ["On", "On"]
+    assert odd.requests("POST") == [SESSIONS, SESSIONS]
     bmc.close()
 
 
