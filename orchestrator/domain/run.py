@@ -294,8 +294,9 @@ def _milestone(record: RunRecord, data: Mapping[str, Any]) -> RunRecord:
     heldout, unigram = data.get("heldout_loss"), data.get("unigram_entropy_nats")
     record = replace(
         record,
-        heldout=record.heldout if heldout is None else heldout,
-        unigram=record.unigram if unigram is None else unigram,
+        # A loss that is no number comes as text, because JSON has no NaN.
+        heldout=heldout if isinstance(heldout, float) else record.heldout,
+        unigram=unigram if isinstance(unigram, float) else record.unigram,
     )
     if milestone == "started":
         return replace(record, first_step=step + 1)
