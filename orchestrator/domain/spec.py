@@ -1,13 +1,33 @@
 """The cluster as an operator declares it: racks, power, nodes, firmware baselines, policies.
 
 Every field carries its unit in its name and its explanation under it. Unknown keys are refused. What depends on several
-fields together (a node in an unknown rack, a rack over its power) is checked in `planning/validation.py`.
+fields together (a node in an unknown rack, a rack over its power) is checked in `planning/validation.py`, which answers with
+`Finding`s. `cluster_specs/README.md` is generated from the texts below the fields.
 """
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+SpecPath = tuple[str | int, ...]
+"""Keys and list indices from the top of a spec to a value: ("nodes", 2, "mac")."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing wrong with a spec whose fields are each right by themselves."""
+
+    path: SpecPath
+    """The value to look at."""
+    message: str
+    """What is wrong, and by how much."""
+    hint: str
+    """The way out."""
+    other: SpecPath | None = None
+    """The second place of a finding about two places; shown by its line at the end of the message."""
+    rests_on: tuple[SpecPath, ...] = ()
+    """Further values the finding reckons with; "*" stands for any one key or index. A wrong one voids the finding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,20 +43,42 @@ Name = Annotated[
     Form("a letter, then at most 62 letters, digits, points, hyphens or underscores"),
 ]
 Address = Annotated[str, Form("an IPv4 or IPv6 address in its canonical form, such as 10.1.2.3 or fd00::1")]
+Subnet = Annotated[str, Form("a network in CIDR form, such as 10.1.0.0/16")]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Watts = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
+Label = Annotated[
+    str,
+    Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]*$"),
+    Form("text on one line, without control characters"),
+]
+Serial = Annotated[
+    str, Field(min_length=1, max_length=64, pattern=r"^[\x21-\x7e]*$"), Form("ASCII without spaces, as on the machine's plate")
+]
+Version = Annotated[
+    str, Field(min_length=1, max_length=64, pattern=r"^[\x20-\x7e]*$"), Form("the version as the BMC prints it, in ASCII")
+]
+ComponentId = Annotated[
+    str,
+    Field(min_length=1, max_length=128, pattern=r"^[\x20-\x7e]*$"),
+    Form("the Id that the BMC's FirmwareInventory gives, in ASCII"),
+]
+Folder = Annotated[
+    str,
+    Field(max_length=255, pattern=r"^(/[A-Za-z0-9._+-]+)+$"),
+    Form("an absolute path of letters, digits, points, plus signs, hyphens and underscores"),
+]
 
 
 class Strict(BaseModel):
     """A frozen value that refuses what it does not know and never guesses a type."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
 
 class GpuSku(Strict):
     """The GPUs of one node."""
 
-    model: str
+    model: Label
     """Product name as NVML prints it."""
     count: Annotated[int, Field(ge=0, le=128)]
     """GPUs in one node."""
@@ -47,9 +89,9 @@ class GpuSku(Strict):
 class Sku(Strict):
     """One kind of machine."""
 
-    manufacturer: str
+    manufacturer: Label
     """As the BMC's ComputerSystem.Manufacturer says it."""
-    model: str
+    model: Label
     """As the BMC's ComputerSystem.Model says it; compared before anything is written to the node."""
     units: Annotated[int, Field(ge=1, le=60)]
     """Height in rack units."""
@@ -58,6 +100,7 @@ class Sku(Strict):
     max_w: Watts
     """Largest sustained draw, in watts; what power checks reckon with."""
     gpus: GpuSku
+    """The GPUs of one machine; `count: 0` for machines without."""
 
 
 class Feed(Strict):
@@ -78,7 +121,9 @@ class Rack(Strict):
     """The feed it hangs on."""
     leaf: Name
     """The leaf switch its nodes are cabled to."""
-    row: str = ""
+    row: Annotated[
+        str, Field(max_length=64, pattern=r"^[^\x00-\x1f\x7f]*$"), Form("text on one line, without control characters")
+    ] = ""
     """The row it stands in."""
 
 
@@ -86,18 +131,25 @@ class Node(Strict):
     """One machine."""
 
     name: Name
+    """What every command calls it; unique without regard to case."""
     rack: Name
+    """The rack it stands in, one of `racks`."""
     unit: Annotated[int, Field(ge=1, le=60)]
     """Lowest rack unit it occupies, counted from the bottom."""
     sku: Name
-    serial: Annotated[str, Field(min_length=1, max_length=64)]
+    """What kind of machine it is, one of `skus`."""
+    serial: Serial
     """Serial number on its plate, as its BMC must say it."""
     bmc: Address
     """Address of its BMC."""
     address: Address
     """Address of the node itself (SSH, Ray, ranks)."""
-    mac: Annotated[str, Field(pattern=r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$")] = "00:00:00:00:00:00"
-    """MAC of the port it boots from, lower case, quoted."""
+    mac: Annotated[
+        str,
+        Field(pattern=r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$"),
+        Form('six pairs of lower-case hexadecimal digits, such as "02:00:00:00:01:01"'),
+    ] = "00:00:00:00:00:00"
+    """MAC of the port it boots from, lower case, quoted. Left out: not known."""
     insecure_bmc: bool = False
     """This BMC's certificate cannot be checked. Shown loudly wherever it matters."""
 
@@ -105,9 +157,9 @@ class Node(Strict):
 class Subnets(Strict):
     """Where addresses may lie."""
 
-    bmc: str
+    bmc: Subnet
     """Subnet of the BMCs, in CIDR form."""
-    management: str
+    management: Subnet
     """Subnet of the nodes' own addresses, in CIDR form."""
 
 
@@ -117,41 +169,58 @@ class Access(Strict):
     bmc_user: Name = "rackray"
     """Account rackray uses at every BMC once the factory password is replaced."""
     bmc_port: Port = 443
+    """TCP port of the BMCs' Redfish service."""
     ssh_user: Name
     """Unprivileged login user with passwordless sudo."""
     ssh_port: Port = 22
+    """TCP port of the nodes' SSH service."""
 
 
 class ImageServiceSpec(Strict):
     """The site's image service."""
 
-    url: Annotated[str, Field(pattern=r"^https://[^/@]+$")]
+    url: Annotated[
+        str,
+        Field(pattern=r"^https://[^/@\x00-\x20\x7f]+$"),
+        Form("https://HOST or https://HOST:PORT, without path, user or password"),
+    ]
     """Base URL; https only. Its certificate is checked against `image_ca.pem` in the secrets folder."""
     name: Name
     """The image every node gets."""
 
 
 class Services(Strict):
+    """What the site offers to its nodes."""
+
     image: ImageServiceSpec
+    """Lays down and serves the operating system."""
 
 
 class Runtime(Strict):
     """What training runs with on the nodes."""
 
-    python: Annotated[str, Field(pattern=r"^/")] = "/opt/rackray/venv/bin/python"
+    python: Folder = "/opt/rackray/venv/bin/python"
     """Interpreter with torch, deepspeed, ray and rackray."""
-    shared_directory: Annotated[str, Field(pattern=r"^/")]
+    shared_directory: Folder
     """Folder that every node of a cell sees (NFS, Lustre, ...): data sets, checkpoints, run directories."""
-    interface: str = ""
-    """Network interface ranks talk over (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME)."""
+    interface: Annotated[
+        str,
+        Field(max_length=64, pattern=r"^[A-Za-z0-9._:@,=^-]*$"),
+        Form("an interface name such as eth0, or NCCL's list of names"),
+    ] = ""
+    """Network interface ranks talk over (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME). Left out: the libraries choose."""
 
 
 class FirmwareComponent(Strict):
     """The baseline of one component."""
 
-    approved: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
-    """Versions that may run, compared for equality after stripping; the first is the one updates install."""
-    image: str = ""
+    approved: Annotated[tuple[Version, ...], Field(min_length=1, strict=False)]
+    """Versions that may run, compared for equality after stripping; the first is the one updates install. Quote them."""
+    image: Annotated[
+        str,
+        Field(max_length=255, pattern=r"^((/[A-Za-z0-9._+-]+)+)?$"),
+        Form("an absolute path at the image service, such as /firmware/nic.bin"),
+    ] = ""
     """Path of the first version's file at the image service; empty: deviations are reported, never updated."""
 
 
@@ -163,7 +232,7 @@ class HealthPolicy(Strict):
     uncorrected_ecc_max: Annotated[int, Field(ge=0)] = 0
     """Volatile uncorrected ECC errors allowed per GPU."""
     compute_seconds: Annotated[float, Field(gt=0, le=3600)] = 1.0
-    """How long the compute check runs on each device."""
+    """How long the compute check runs on each device, in seconds."""
 
 
 class Rollout(Strict):
@@ -177,7 +246,7 @@ class Rollout(Strict):
     """Nodes worked on at once."""
     failure_budget: Annotated[int, Field(ge=0)] = 1
     """Nodes that may fail (refused, unreachable, timed out or unknown) before no new wave starts."""
-    stage_limit_s: Annotated[float, Field(gt=0)] = 1800.0
+    stage_limit_s: Annotated[float, Field(gt=0, le=604800)] = 1800.0
     """Longest a node may stay in one stage, in seconds, before it is quarantined."""
     attempts: Annotated[int, Field(ge=1, le=1000)] = 5
     """Failed exchanges in a row, in one stage, before a node is quarantined."""
@@ -189,25 +258,32 @@ class RayHead(Strict):
     """Where a Ray cluster's head listens. It runs on a controller host."""
 
     address: Address
+    """Address the head is reached at; none of the nodes' addresses."""
     port: Port = 6379
+    """TCP port of its control store (GCS)."""
 
 
 class LabFault(Strict):
     """A fault planted in a simulated node."""
 
     node: Name
+    """The simulated node it is planted in."""
     fault: Name
-    gpu: int | None = None
-    component: str | None = None
-    version: str | None = None
+    """Which fault; `rackray lab fault --list` names them."""
+    gpu: Annotated[int, Field(ge=0, le=127)] | None = None
+    """Index of the GPU it hits, for faults of a GPU."""
+    component: ComponentId | None = None
+    """Firmware component it hits, for faults of firmware."""
+    version: Version | None = None
+    """Version the component pretends to have."""
 
 
 class Lab(Strict):
     """Read by `rackray lab` alone: how the simulated machines behave. Real clusters leave it out."""
 
-    boot_s: float = 1.5
+    boot_s: Annotated[float, Field(ge=0, le=3600)] = 1.5
     """Time from power-on to the boot of the operating system, in seconds."""
-    update_s: float = 3.0
+    update_s: Annotated[float, Field(ge=0, le=3600)] = 3.0
     """How long a firmware update takes, in seconds."""
     plant: Annotated[tuple[LabFault, ...], Field(strict=False)] = ()
     """Faults that are there from the start."""
@@ -219,23 +295,35 @@ class ClusterSpec(Strict):
     rackray: Literal[1]
     """Version of this format."""
     cluster: Name
+    """Name of the cluster; it appears in reports and host names of the controllers' Ray."""
     skus: dict[Name, Sku]
+    """The kinds of machines, by name."""
     feeds: dict[Name, Feed]
+    """The power feeds, by name."""
     racks: dict[Name, Rack]
+    """The racks, by name."""
     subnets: Subnets
+    """Where addresses may lie."""
     access: Access
+    """How nodes and BMCs are reached. Passwords and keys never stand here."""
     services: Services
+    """What the site offers to its nodes."""
     runtime: Runtime
-    firmware: dict[Name, dict[Name, FirmwareComponent]]
+    """What training runs with on the nodes."""
+    firmware: dict[Name, dict[ComponentId, FirmwareComponent]]
     """Per SKU, per component (the Id in the BMC's FirmwareInventory)."""
     cell: RayHead
     """The GPU nodes' Ray: runs checks and training; holds no management secret."""
     management: RayHead
     """The controllers' Ray: runs Redfish, SSH and playbook shards."""
     health: HealthPolicy = HealthPolicy()
+    """Limits of the acceptance probe."""
     rollout: Rollout = Rollout()
+    """How fast a change may spread, and when it stops."""
     nodes: Annotated[tuple[Node, ...], Field(min_length=1, strict=False)]
+    """Every machine, one item each."""
     lab: Lab | None = None
+    """Only for simulated machines."""
 
     def node(self, name: str) -> Node:
         """The node called `name`. Raises KeyError."""

@@ -115,7 +115,7 @@ def _sentence(details: ErrorDetails, path: Path, model: type[BaseModel], marks: 
     """What is wrong, how much, and the way out."""
     kind, given, context = details["type"], details["input"], details.get("ctx", {})
     label, field = _label(path, marks), _field_at(model, path)
-    about = f"{path[-1]}: {field.description}" if field is not None and field.description else ""
+    about = f"{path[-1]}: {field.description.rstrip('.')}" if field is not None and field.description else ""
     if kind == "missing":
         return f"`{path[-1]}` is missing in {_label(path[:-1], marks) or 'the file'}", f"add `{path[-1]}: ...`" + (
             f" ({about})" if about else ""
@@ -136,7 +136,7 @@ def _sentence(details: ErrorDetails, path: Path, model: type[BaseModel], marks: 
     if kind in ("string_too_short", "string_too_long", "too_short", "too_long"):
         return _wrong_length(kind, label, given, context), about
     if kind == "literal_error":
-        return f"{label} is {_describe(given)}; it must be {context['expected']}", about
+        return f"{label} is {_describe(given)}", f"write {context['expected']}" + (f" ({about})" if about else "")
     if kind == "finite_number":
         return f"{label} is {given}", "write a finite number"
     if kind == "value_error":

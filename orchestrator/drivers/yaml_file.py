@@ -75,7 +75,7 @@ def examine(data: bytes, file: str, model: type[M]) -> Examined[M]:
     if not isinstance(tree.root, dict):
         shape = "is empty" if tree.root is None else f"holds a {'list' if isinstance(tree.root, list) else 'single value'}"
         nothing = Problem(
-            file, 1, 1, f"the file {shape}; `key: value` lines are expected", "begin with the keys that README.md explains"
+            file, 1, 1, f"the file {shape}", "write `key: value` lines; the README beside the example specs explains every key"
         )
         return Examined(None, (*tree.problems, nothing), frozenset(), text, sha256, marks)
     broken = set(tree.broken)

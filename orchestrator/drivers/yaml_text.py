@@ -30,16 +30,18 @@ def read_bytes(path: Path) -> bytes:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise BadInput([_whole(path, f"cannot be read: {reason}", "check its permissions and the path")]) from error
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         mode = os.fstat(descriptor).st_mode
         if stat.S_ISDIR(mode):
             raise BadInput([_whole(path, "is a folder", "name a YAML file inside it")])
         if not stat.S_ISREG(mode):
             raise BadInput([_whole(path, "is not a regular file", "name a YAML file")])
-        try:
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
             data = file.read(MAX_BYTES + 1)
-        except OSError as error:
-            raise BadInput([_whole(path, f"cannot be read: {error.strerror}", "check the disk or mount it lies on")]) from error
+    except OSError as error:
+        raise BadInput([_whole(path, f"cannot be read: {error.strerror}", "check the disk or mount it lies on")]) from error
+    finally:
+        os.close(descriptor)
     if len(data) > MAX_BYTES:
         size = os.stat(path).st_size
         raise BadInput([_whole(path, f"is {size / 2**20:.1f} MiB large; at most {MAX_BYTES // 2**20} MiB are read", "split it")])

@@ -105,7 +105,6 @@ class TreeBuilder:
                     )
                     self.complete = False
                 if not self.complete or not self._take(event):
-                    self.complete = False
                     break
         except yaml.YAMLError as error:
             self.complete = False
@@ -125,6 +124,7 @@ class TreeBuilder:
                     f"lists and mappings are nested more than {MAX_DEPTH} deep here",
                     "look for a stray bracket or indentation",
                 )
+                self.complete = False
                 return False
             is_mapping = kind is yaml.MappingStartEvent
             data: Any = {} if is_mapping else []
@@ -185,6 +185,8 @@ class TreeBuilder:
         frame = self._stack[-1] if self._stack else None
         if frame is None:
             self.root = value
+            if value is None:
+                return  # an empty file: said once, by whoever asked for the file
         elif not frame.is_mapping:
             frame.at = len(frame.data)
             frame.data.append(value)

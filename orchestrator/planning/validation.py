@@ -1,0 +1,296 @@
+"""What no single field of a spec can show: references, uniqueness, room and power. Pure; `check_spec` finds everything at once.
+
+Addresses have their own file, `address_checks.py`. A check may meet stand-ins for wrong values (see `Finding.rests_on`), so it
+looks things up with care and raises nothing.
+"""
+
+import difflib
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from orchestrator.domain.spec import ClusterSpec, Finding, Node, SpecPath
+from orchestrator.planning.address_checks import check_addresses, check_heads, check_subnets
+
+UNKNOWN_MAC = "00:00:00:00:00:00"
+"""The default of `Node.mac`: not known, so not compared."""
+
+
+def check_spec(spec: ClusterSpec) -> list[Finding]:
+    """Everything wrong with `spec` beyond its single fields, in the order of the checks below."""
+    return [finding for check in _CHECKS for finding in check(spec)]
+
+
+def _references(spec: ClusterSpec) -> Iterator[Finding]:
+    for name, rack in spec.racks.items():
+        yield from _unknown(("racks", name, "feed"), f"rack {name} hangs on feed", rack.feed, spec.feeds, "feeds")
+    for index, node in enumerate(spec.nodes):
+        yield from _unknown(("nodes", index, "rack"), f"{_label(index, node)} stands in rack", node.rack, spec.racks, "racks")
+        yield from _unknown(("nodes", index, "sku"), f"{_label(index, node)} is of SKU", node.sku, spec.skus, "skus")
+    for sku in spec.firmware:
+        yield from _unknown(("firmware", sku), "a firmware baseline is given for SKU", sku, spec.skus, "skus")
+
+
+def _unknown(path: SpecPath, what: str, name: str, known: Mapping[str, object], section: str) -> Iterator[Finding]:
+    if name not in known:
+        yield Finding(
+            path, f"{what} {name}, which `{section}` does not have", _instead(name, list(known), section), rests_on=((section,),)
+        )
+
+
+def _instead(name: str, known: list[str], section: str) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {close[0]}? Otherwise add {name} to `{section}`"
+    listed = ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
+    return f"add {name} to `{section}`, or use one of: {listed}" if known else f"add {name} to `{section}`"
+
+
+def _names(spec: ClusterSpec) -> Iterator[Finding]:
+    """Names differ by more than upper and lower case: host names and labels do not tell case apart."""
+    first: dict[str, int] = {}
+    for index, node in enumerate(spec.nodes):
+        before = first.setdefault(node.name.lower(), index)
+        if before != index:
+            same = spec.nodes[before].name == node.name
+            how = "is also that of" if same else "differs only in upper and lower case from that of"
+            yield _twice(
+                ("nodes", index, "name"),
+                ("nodes", before, "name"),
+                f"the name {node.name} {how} {_label(before, spec.nodes[before])}",
+            )
+    for section, names in (("skus", spec.skus), ("feeds", spec.feeds), ("racks", spec.racks)):
+        seen: dict[str, str] = {}
+        for name in names:
+            other = seen.setdefault(name.lower(), name)
+            if other != name:
+                yield _twice((section, name), (section, other), f"{name} differs only in upper and lower case from {other}")
+
+
+def _serials_and_macs(spec: ClusterSpec) -> Iterator[Finding]:
+    for field, what, ignored in (("serial", "the serial", ""), ("mac", "the MAC", UNKNOWN_MAC)):
+        first: dict[str, int] = {}
+        for index, node in enumerate(spec.nodes):
+            value = getattr(node, field)
+            before = first.setdefault(value, index)
+            if value != ignored and before != index:
+                text = f"{what} {value} is also that of {_label(before, spec.nodes[before])}"
+                yield _twice(
+                    ("nodes", index, field),
+                    ("nodes", before, field),
+                    text,
+                    "each machine has its own: read it from its plate or BMC",
+                )
+    for index, node in enumerate(spec.nodes):
+        if node.mac[1:2] in tuple("13579bdf"):
+            message = f"{_label(index, node)} has the MAC {node.mac}, a group address that no port has"
+            yield Finding(("nodes", index, "mac"), message, "read it from the port it boots from; its second digit is even")
+
+
+def _twice(path: SpecPath, other: SpecPath, message: str, hint: str = "rename one of the two") -> Finding:
+    return Finding(path, message, hint, other=other)
+
+
+def _units(spec: ClusterSpec) -> Iterator[Finding]:
+    """No node above its rack, no two in one unit."""
+    by_rack: defaultdict[str, list[tuple[int, int, int]]] = defaultdict(list)
+    for index, node in enumerate(spec.nodes):
+        if node.rack in spec.racks and node.sku in spec.skus:
+            by_rack[node.rack].append((node.unit, node.unit + spec.skus[node.sku].units - 1, index))
+    for name, places in by_rack.items():
+        places.sort()
+        yield from _above(spec, name, places)
+        yield from _overlaps(spec, name, places)
+
+
+def _above(spec: ClusterSpec, rack: str, places: list[tuple[int, int, int]]) -> Iterator[Finding]:
+    height = spec.racks[rack].units
+    for bottom, top, index in places:
+        if top > height:
+            node, tall = spec.nodes[index], top - bottom + 1
+            message = (
+                f"{_label(index, node)} is {_count(tall, 'unit')} high and would take units {bottom}-{top} of rack {rack},"
+                f" {top - height} above its {height}"
+            )
+            yield Finding(
+                ("nodes", index, "unit"), message, _place_for(tall, height, places, index, rack), rests_on=_room(spec, rack, node)
+            )
+
+
+def _overlaps(spec: ClusterSpec, rack: str, places: list[tuple[int, int, int]]) -> Iterator[Finding]:
+    highest, holder = 0, -1
+    for bottom, top, index in places:
+        if bottom <= highest:
+            node, other = spec.nodes[index], spec.nodes[holder]
+            shared = min(top, highest) - bottom + 1
+            hint = _place_for(top - bottom + 1, spec.racks[rack].units, places, index, rack)
+            message = (
+                f"{_label(index, node)} takes units {bottom}-{top} of rack {rack}, {_count(shared, 'unit')} of them shared with"
+                f" {_label(holder, other)} in {other.unit}-{highest}"
+            )
+            rests_on = (*_room(spec, rack, node), ("nodes", holder, "rack"), ("skus", other.sku, "units"))
+            yield Finding(("nodes", index, "unit"), message, hint, other=("nodes", holder, "unit"), rests_on=rests_on)
+        if top > highest:
+            highest, holder = top, index
+
+
+def _room(spec: ClusterSpec, rack: str, node: Node) -> tuple[SpecPath, ...]:
+    index = spec.nodes.index(node)
+    return (("racks", rack, "units"), ("skus", node.sku, "units"), ("nodes", index, "rack"), ("nodes", index, "sku"))
+
+
+def _place_for(tall: int, height: int, places: list[tuple[int, int, int]], mover: int, rack: str) -> str:
+    """Where in the rack a machine of `tall` units could stand instead."""
+    taken = {unit for bottom, top, index in places if index != mover for unit in range(bottom, top + 1)}
+    for bottom in range(1, height - tall + 2):
+        if taken.isdisjoint(range(bottom, bottom + tall)):
+            return f"unit {bottom} is the lowest with room for it"
+    return f"rack {rack} has no room for {_count(tall, 'unit')}: move it to another rack"
+
+
+def _power(spec: ClusterSpec) -> Iterator[Finding]:
+    """No rack and no feed over its limit with every node at its `max_w`."""
+    rack_w = draw_by_rack_w(spec)
+    for name, rack in spec.racks.items():
+        hint = "move {moved} to another rack, or raise `limit_w` if the rack is fed with more"
+        yield from _over(spec, ("racks", name, "limit_w"), f"rack {name}", rack_w[name], rack.limit_w, {name}, hint)
+    feed_w = draw_by_feed_w(spec)
+    for name, feed in spec.feeds.items():
+        racks = {rack for rack in spec.racks if spec.racks[rack].feed == name}
+        hint = "move {moved} to racks of another feed, or raise `limit_w` if the feed carries more"
+        yield from _over(spec, ("feeds", name, "limit_w"), f"feed {name}", feed_w[name], feed.limit_w, racks, hint)
+    for name, sku in spec.skus.items():
+        if sku.idle_w > sku.max_w:
+            message = f"SKU {name} draws {sku.idle_w:g} W idle, more than its largest draw of {sku.max_w:g} W"
+            yield Finding(
+                ("skus", name, "idle_w"),
+                message,
+                "idle_w is the smaller one: swap or correct them",
+                rests_on=(("skus", name, "max_w"),),
+            )
+
+
+def draw_by_rack_w(spec: ClusterSpec) -> dict[str, float]:
+    """Watts per rack with every node at its `max_w`; racks without nodes draw 0."""
+    total = dict.fromkeys(spec.racks, 0.0)
+    for node in spec.nodes:
+        if node.rack in total and node.sku in spec.skus:
+            total[node.rack] += spec.skus[node.sku].max_w
+    return total
+
+
+def draw_by_feed_w(spec: ClusterSpec) -> dict[str, float]:
+    """Watts per feed with every node at its `max_w`."""
+    total = dict.fromkeys(spec.feeds, 0.0)
+    for rack, watts in draw_by_rack_w(spec).items():
+        if spec.racks[rack].feed in total:
+            total[spec.racks[rack].feed] += watts
+    return total
+
+
+def _over(
+    spec: ClusterSpec, path: SpecPath, what: str, draw_w: float, limit_w: float, racks: set[str], hint: str
+) -> Iterator[Finding]:
+    # A sum of floats in another order may differ in the last digit; a tenth of a milliwatt is no overload.
+    if draw_w <= limit_w + 1e-4:
+        return
+    heaviest = sorted(
+        (spec.skus[node.sku].max_w for node in spec.nodes if node.rack in racks and node.sku in spec.skus), reverse=True
+    )
+    moved, count = 0.0, 0
+    while count < len(heaviest) and draw_w - moved > limit_w + 1e-4:
+        moved += heaviest[count]
+        count += 1
+    message = f"{what} draws {kilowatts(draw_w)} of {kilowatts(limit_w)} kW, {kilowatts(draw_w - limit_w)} kW over"
+    used = sorted({node.sku for node in spec.nodes if node.rack in racks})
+    rests_on = tuple(("skus", sku, "max_w") for sku in used) + tuple(
+        ("racks", rack, "feed") for rack in racks if path[0] == "feeds"
+    )
+    yield Finding(path, message, hint.format(moved=f"{count} of its {_count(len(heaviest), 'node')}"), rests_on=rests_on)
+
+
+def kilowatts(watts: float) -> str:
+    """`13.0`, or `12.04` and `12.005` where one decimal would hide the difference."""
+    whole_w = math.floor(watts + 0.5)
+    text = f"{whole_w / 1000:.3f}" if whole_w or not watts else f"{watts / 1000:.6f}"
+    return text.rstrip("0") + "0" if text.rstrip("0").endswith(".") else text.rstrip("0")
+
+
+def _firmware(spec: ClusterSpec) -> Iterator[Finding]:
+    for sku, components in spec.firmware.items():
+        for name, component in components.items():
+            path: SpecPath = ("firmware", sku, name)
+            stripped = [version.strip() for version in component.approved]
+            for index, version in enumerate(stripped):
+                if not version:
+                    yield Finding(
+                        (*path, "approved", index), f"an approved version of {name} is blank", "write the version, or remove it"
+                    )
+                elif version in stripped[:index]:
+                    yield Finding(
+                        (*path, "approved", index), f"version {version} of {name} is approved twice", "remove one of the two"
+                    )
+            yield from _climbing((*path, "image"), component.image)
+
+
+def _paths(spec: ClusterSpec) -> Iterator[Finding]:
+    yield from _climbing(("runtime", "python"), spec.runtime.python)
+    yield from _climbing(("runtime", "shared_directory"), spec.runtime.shared_directory)
+
+
+def _climbing(path: SpecPath, value: str) -> Iterator[Finding]:
+    if {".", ".."} & set(value.split("/")):
+        yield Finding(path, f"{path[-1]} is {value}, a path with . or .. in it", "write the path it leads to")
+
+
+def _access(spec: ClusterSpec) -> Iterator[Finding]:
+    if spec.access.ssh_user == "root":
+        yield Finding(("access", "ssh_user"), "ssh_user is root", "name an unprivileged user with passwordless sudo")
+
+
+def _rollout(spec: ClusterSpec) -> Iterator[Finding]:
+    canary, most = spec.rollout.canary, spec.rollout.max_in_flight
+    if canary > most:
+        message = f"the first wave has {_count(canary, 'node')}, but at most {most} are worked on at once"
+        yield Finding(("rollout", "canary"), message, f"set canary to {most} or less", rests_on=(("rollout", "max_in_flight"),))
+
+
+def _lab(spec: ClusterSpec) -> Iterator[Finding]:
+    nodes = {node.name: node for node in spec.nodes}
+    for index, fault in enumerate(spec.lab.plant if spec.lab is not None else ()):
+        path: SpecPath = ("lab", "plant", index)
+        node = nodes.get(fault.node)
+        if node is None:
+            message = f"the fault {fault.fault} is planted in {fault.node}, which `nodes` does not have"
+            hint = _instead(fault.node, list(nodes), "nodes")
+            yield Finding((*path, "node"), message, hint, rests_on=(("nodes", "*", "name"), ("nodes",)))
+        elif fault.gpu is not None and node.sku in spec.skus and fault.gpu >= spec.skus[node.sku].gpus.count:
+            count = spec.skus[node.sku].gpus.count
+            message = f"the fault {fault.fault} hits GPU {fault.gpu} of {fault.node}, which has {_count(count, 'GPU')}"
+            hint = f"GPUs count from 0 to {count - 1}" if count else "remove the fault, or choose a node with GPUs"
+            yield Finding((*path, "gpu"), message, hint, rests_on=(("skus", node.sku, "gpus", "count"), (*path, "node")))
+
+
+def _label(index: int, node: Node) -> str:
+    return f"nodes[{index}] ({node.name})"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+_CHECKS: tuple[Callable[[ClusterSpec], Iterable[Finding]], ...] = (
+    _references,
+    _names,
+    _serials_and_macs,
+    check_subnets,
+    check_addresses,
+    check_heads,
+    _units,
+    _power,
+    _firmware,
+    _paths,
+    _access,
+    _rollout,
+    _lab,
+)
