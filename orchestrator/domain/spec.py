@@ -269,7 +269,7 @@ class LabFault(Strict):
     node: Name
     """The simulated node it is planted in."""
     fault: Name
-    """Which fault; `rackray lab fault --list` names them."""
+    """Which fault, as `rackray lab fault` calls it."""
     gpu: Annotated[int, Field(ge=0, le=127)] | None = None
     """Index of the GPU it hits, for faults of a GPU."""
     component: ComponentId | None = None
@@ -295,7 +295,7 @@ class ClusterSpec(Strict):
     rackray: Literal[1]
     """Version of this format."""
     cluster: Name
-    """Name of the cluster; it appears in reports and host names of the controllers' Ray."""
+    """Name of the cluster, as reports and events show it."""
     skus: dict[Name, Sku]
     """The kinds of machines, by name."""
     feeds: dict[Name, Feed]

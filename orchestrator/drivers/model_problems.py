@@ -5,15 +5,14 @@ Also `salvage`: a model made of whatever is right, so that a file with a typo is
 
 import difflib
 import re
-import types
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from orchestrator.domain.errors import Problem
+from orchestrator.domain.schema import annotation_at, field_at, is_optional, model_at, unwrap
 from orchestrator.domain.spec import Form
 from orchestrator.drivers.yaml_tree import Marks, Path
 
@@ -77,7 +76,7 @@ def salvage(model: type[M], data: Any, broken: set[Path], path: Path = ()) -> M:
 def _convert(annotation: Any, data: Any, broken: set[Path], path: Path) -> Any:
     if path in broken or data is None:
         return _harmless(annotation)
-    kind, arguments = _unwrap(annotation)[0], get_args(_unwrap(annotation)[0])
+    kind, arguments = unwrap(annotation)[0], get_args(unwrap(annotation)[0])
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return salvage(kind, data, broken, path)
     origin = get_origin(kind)
@@ -89,8 +88,8 @@ def _convert(annotation: Any, data: Any, broken: set[Path], path: Path) -> Any:
 
 
 def _harmless(annotation: Any) -> Any:
-    kind = _unwrap(annotation)[0]
-    if _is_optional(annotation):
+    kind = unwrap(annotation)[0]
+    if is_optional(annotation):
         return None
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return salvage(kind, {}, set())
@@ -114,7 +113,7 @@ def _is_echo(details: ErrorDetails) -> bool:
 def _sentence(details: ErrorDetails, path: Path, model: type[BaseModel], marks: Marks) -> tuple[str, str]:
     """What is wrong, how much, and the way out."""
     kind, given, context = details["type"], details["input"], details.get("ctx", {})
-    label, field = _label(path, marks), _field_at(model, path)
+    label, field = _label(path, marks), field_at(model, path)
     about = f"{path[-1]}: {field.description.rstrip('.')}" if field is not None and field.description else ""
     if kind == "missing":
         return f"`{path[-1]}` is missing in {_label(path[:-1], marks) or 'the file'}", f"add `{path[-1]}: ...`" + (
@@ -152,7 +151,7 @@ def _unknown_key(path: Path, model: type[BaseModel], marks: Marks) -> tuple[str,
             message,
             "secrets never stand in this file: remove it and keep the value in a file with mode 0600 in the secrets folder",
         )
-    around = _model_at(model, path[:-1])
+    around = model_at(model, path[:-1])
     keys = list(around.model_fields) if around is not None else []
     close = difflib.get_close_matches(key.lower(), keys, n=1, cutoff=0.6)
     if close:
@@ -228,58 +227,12 @@ def _unit_of(path: Path) -> str:
     return f" {unit}" if unit else ""
 
 
-def _unwrap(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
-    """The bare type under `Annotated` and `| None`, and the metadata met on the way."""
-    metadata: tuple[Any, ...] = ()
-    while True:
-        if get_origin(annotation) is Annotated:
-            annotation, *more = get_args(annotation)
-            metadata = (*metadata, *more)
-        elif _is_optional(annotation):
-            annotation = next(item for item in get_args(annotation) if item is not type(None))
-        else:
-            return annotation, metadata
-
-
-def _is_optional(annotation: Any) -> bool:
-    return get_origin(annotation) in (Union, types.UnionType) and type(None) in get_args(annotation)
-
-
-def _step(annotation: Any, part: str | int) -> Any:
-    """The annotation one key or index further in; None where there is none."""
-    kind = _unwrap(annotation)[0]
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        field = kind.model_fields.get(str(part))
-        return field.annotation if field is not None else None
-    arguments = get_args(kind)
-    if get_origin(kind) is dict:
-        return arguments[1]
-    return arguments[0] if arguments and isinstance(part, int) else None
-
-
-def _annotation_at(model: type[BaseModel], path: Path) -> Any:
-    annotation: Any = model
-    for part in path:
-        annotation = _step(annotation, part)
-    return annotation
-
-
-def _model_at(model: type[BaseModel], path: Path) -> type[BaseModel] | None:
-    kind = _unwrap(_annotation_at(model, path))[0]
-    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
-
-
-def _field_at(model: type[BaseModel], path: Path) -> FieldInfo | None:
-    around = _model_at(model, path[:-1]) if path else None
-    return around.model_fields.get(str(path[-1])) if around is not None else None
-
-
 def _metadata_at(model: type[BaseModel], path: Path, details: ErrorDetails) -> tuple[Any, ...]:
     """The metadata of the value at `path`, or of a mapping's keys."""
     if details["loc"] and details["loc"][-1] == "[key]":
-        arguments = get_args(_unwrap(_annotation_at(model, path[:-1]))[0])
-        return _unwrap(arguments[0])[1] if arguments else ()
-    field = _field_at(model, path)
+        arguments = get_args(unwrap(annotation_at(model, path[:-1]))[0])
+        return unwrap(arguments[0])[1] if arguments else ()
+    field = field_at(model, path)
     if field is not None:
         return tuple(field.metadata)
-    return _unwrap(_annotation_at(model, path))[1]
+    return unwrap(annotation_at(model, path))[1]
