@@ -198,6 +198,9 @@ class RedfishClient:
         content = None if body is None else json.dumps(body).encode()
         sent_headers = {**(headers or {}), **({"Content-Type": "application/json"} if content is not None else {})}
         lost_matters = method not in SAFE_METHODS if changes is None else changes
+        if not all(value.isascii() and value.isprintable() for value in sent_headers.values()):
+            # Tokens and ETags come from the BMC, and go back to it in headers.
+            raise PeerRefused(f"the BMC at {self.where} gave a token or an ETag that cannot be a header", retryable=True)
         left_s = remaining_s()
         if left_s == 0.0:
             raise PeerUnreachable(f"no time left for {method} {path} at {self.where}", "nothing was sent")
@@ -233,7 +236,7 @@ class RedfishClient:
 
     def _read(self, response: httpx.Response) -> bytes:
         data = bytearray()
-        for chunk in response.iter_raw():
+        for chunk in response.iter_bytes():
             data += chunk
             if len(data) > LARGEST_ANSWER_BYTES:
                 raise PeerRefused(f"the BMC at {self.where} answered more than {LARGEST_ANSWER_BYTES} bytes", "is it a BMC?")
@@ -247,7 +250,7 @@ class RedfishClient:
             raise PeerUnreachable(
                 f"no connection to the BMC at {self.where}: {_cause(error)}", "is it cabled, powered and in the right subnet?"
             ) from error
-        except (httpx.TransportError, TimeoutError) as error:
+        except (httpx.RequestError, TimeoutError) as error:
             what = f"{method} {path} at {self.where}: {_cause(error)}"
             if lost_matters:
                 raise AnswerLost(f"no answer to {what}", "what it did is not known; look before repeating") from error
@@ -288,7 +291,7 @@ def _answer(response: httpx.Response, data: bytes) -> Answer:
         return Answer(response.status_code, headers)
     try:
         body = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         kind = headers.get("content-type", "no content type").split(";")[0]
         return Answer(response.status_code, headers, not_json=f"{len(data)} bytes of {shown(kind)} that are no JSON")
     if not isinstance(body, dict):

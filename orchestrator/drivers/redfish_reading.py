@@ -14,22 +14,31 @@ from orchestrator.drivers.redfish_session import RedfishSession
 ROOT = "/redfish/v1/"
 MOST_PAGES = 100
 MOST_MEMBERS = 5000
+LONGEST_TEXT = 4000
+LARGEST_NUMBER = 1e15
 
 
 def text(source: Mapping[str, Any], *path: str) -> str | None:
-    """The text at `path`, stripped; None if it is absent, null, empty or no text."""
+    """The text at `path`, stripped, printable and bounded; None if it is absent, null, empty or no text."""
     value: Any = source
     for key in path:
         value = value.get(key) if isinstance(value, Mapping) else None
-    return value.strip() or None if isinstance(value, str) else None
+    return _printable(value) or None if isinstance(value, str) else None
+
+
+def _printable(value: str) -> str:
+    """What a BMC says ends up on terminals and in the journal."""
+    return "".join(character for character in value if character.isprintable()).strip()[:LONGEST_TEXT]
 
 
 def number(source: Mapping[str, Any], *path: str) -> float | None:
-    """The number at `path`; None if it is absent or no number."""
+    """The number at `path`; None if it is absent, no number, or beyond what a float holds."""
     value: Any = source
     for key in path:
         value = value.get(key) if isinstance(value, Mapping) else None
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if abs(value) < LARGEST_NUMBER else None
 
 
 def inner(source: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
@@ -52,8 +61,8 @@ def link(source: Mapping[str, Any], *path: str) -> str | None:
 
 
 def last_segment(uri: str) -> str:
-    """The Id with which a URI ends, unescaped."""
-    return unquote(uri.rstrip("/").rsplit("/", 1)[-1])
+    """The Id with which a URI ends, unescaped and printable."""
+    return _printable(unquote(uri.rstrip("/").rsplit("/", 1)[-1]))
 
 
 def members(session: RedfishSession, collection: str) -> Iterator[Mapping[str, Any]]:
