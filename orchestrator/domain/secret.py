@@ -70,11 +70,11 @@ def _masked() -> Secret:
 
 
 class Redactor:
-    """Knows the secrets in use and blackens them in text. Thread-safe."""
+    """Knows the secrets in use and blackens them in text. Thread-safe; its cost does not grow with the number of secrets."""
 
     def __init__(self, secrets: Iterable[Secret] = ()) -> None:
         self._lock = threading.Lock()
-        self._values: tuple[str, ...] = ()
+        self._by_beginning: dict[str, tuple[str, ...]] = {}
         for secret in secrets:
             self.learn(secret)
 
@@ -83,16 +83,29 @@ class Redactor:
         value = secret.reveal()
         if len(value) < SHORTEST_REDACTED:
             return
+        beginning = value[:SHORTEST_REDACTED]
         with self._lock:
-            if value not in self._values:
+            known = self._by_beginning.get(beginning, ())
+            if value not in known:
                 # Longest first: a secret that contains another one must not leave its rest behind.
-                self._values = tuple(sorted({*self._values, value}, key=lambda text: (-len(text), text)))
+                self._by_beginning[beginning] = tuple(sorted((*known, value), key=len, reverse=True))
 
     def clean(self, text: str) -> str:
         """`text` with every known secret replaced by `***`."""
-        for value in self._values:
-            text = text.replace(value, MASK)
-        return text
+        if not self._by_beginning:
+            return text
+        pieces: list[str] = []
+        kept_from, at = 0, 0
+        while at <= len(text) - SHORTEST_REDACTED:
+            values = self._by_beginning.get(text[at : at + SHORTEST_REDACTED], ())
+            found = next((value for value in values if text.startswith(value, at)), None)
+            if found is None:
+                at += 1
+                continue
+            pieces += (text[kept_from:at], MASK)
+            at += len(found)
+            kept_from = at
+        return "".join((*pieces, text[kept_from:]))
 
 
 class RedactingFilter(logging.Filter):

@@ -66,6 +66,7 @@ class SecretStore:
                 f"{node} has no row in {self._factory_path()}",
                 "add its serial, user name and password from the vendor's delivery; factory passwords are never guessed",
             )
+        self.redactor.learn(row.password)
         return row.username, row.password
 
     def has_factory_login(self, node: str) -> bool:
@@ -165,8 +166,6 @@ class SecretStore:
         with self._lock:
             if self._factory is None or self._factory[0] != version:
                 rows = parse_factory_csv(_text(_read_private(path, LARGEST_CSV_BYTES), path), path.name)
-                for row in rows.values():
-                    self.redactor.learn(row.password)
                 self._factory = (version, rows)
             return self._factory[1].get(node)
 

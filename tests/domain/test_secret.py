@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 import pickle
+import time
 
 import pytest
 
@@ -56,6 +57,20 @@ def test_the_filter_cleans_messages_arguments_and_tracebacks(caplog: pytest.LogC
     caplog.handler.removeFilter(caplog.handler.filters[-1])
     assert "login with ***" in caplog.text and "-longer" not in caplog.text
     assert CANARY not in caplog.text and "ValueError" in caplog.text
+
+
+def test_every_occurrence_goes_and_nothing_else() -> None:
+    redactor = Redactor([Secret("abcdef"), Secret("abcdef-and-more"), Secret("xyzxyz")])
+    assert redactor.clean("abcdefabcdef abcdef-and-more.abcde xyzxyzxyz") == "****** ***.abcde ***xyz"
+    assert redactor.clean("") == "" and redactor.clean("abcde") == "abcde"
+
+
+def test_thousands_of_secrets_do_not_slow_the_log() -> None:
+    redactor = Redactor(Secret(f"{number:05d}-password") for number in range(20_000))
+    text = "x" * 5000 + "19999-password"
+    started_s = time.perf_counter()
+    assert redactor.clean(text).endswith("x***")
+    assert time.perf_counter() - started_s < 1.0
 
 
 def test_words_too_short_to_be_secrets_are_left_in_the_text() -> None:
