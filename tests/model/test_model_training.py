@@ -198,6 +198,7 @@ def test_a_killed_run_with_dropout_resumes_as_if_nothing_had_happened(
     assert resumed.curve() == finish(undisturbed).curve()
 
 
+@pytest.mark.slow
 def test_sigterm_on_one_rank_stops_all_after_the_same_step_with_a_checkpoint(start: Launcher, runs: Path) -> None:
     spec = tiny_spec(runs / "stopped", layout={"data": 2, "zero": 1}, steps=100_000, optimizer={"schedule": "constant"})
     launch = start(spec)

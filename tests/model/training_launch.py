@@ -49,11 +49,11 @@ class Launch:
 
     def wait(self) -> list[int]:
         """Exit codes by rank, once all have ended."""
-        return [process.wait(timeout=180) for process in self.processes]
+        return [process.wait(timeout=400) for process in self.processes]
 
     def wait_for_step(self, step: int) -> None:
         """Returns once rank 0 has told of `step`."""
-        give_up_s = time.monotonic() + 120
+        give_up_s = time.monotonic() + 300
         while not any(line.step >= step for line in self.steps()):
             assert self.processes[0].poll() is None, self.logs[0].read_text()
             assert time.monotonic() < give_up_s, f"step {step} did not come: {self.logs[0].read_text()}"
