@@ -16,6 +16,8 @@ from typing import Any
 
 LEARNED_NATS = 0.3
 """Held-out loss has to end at least this far below the corpus's unigram entropy, in nat per token."""
+RESUMED_STEPS = 40
+"""How much further the resumed run goes."""
 COMMAND_LIMIT_S = 600.0
 
 
@@ -46,6 +48,7 @@ class Story:
             self._say(f"everything it left is in {self._named(self.home)}")
             return 1
         finally:
+            self._keep_logs()
             self._command("lab", "down")
         if left := self._leftovers():
             self._say(f"THE STORY BROKE: {len(left)} processes are still there: {', '.join(left[:5])}")
@@ -113,7 +116,7 @@ class Story:
 
     def _resume(self) -> None:
         first = self._run_of("lm-pipeline")
-        self._command("train", "submit", self._job("lm-pipeline"), "--resume")
+        self._command("train", "submit", self._job("lm-pipeline"), "--resume", "--steps", str(first["step"] + RESUMED_STEPS))
         run = self._run_of("lm-pipeline")
         self._check(run["id"] != first["id"], "no new run was made")
         self._check(len(run["nodes"]) == 4, f"it ran on {run['nodes']}")
@@ -222,6 +225,13 @@ class Story:
         return found
 
     # ------------------------------------------------------------------ telling
+    def _keep_logs(self) -> None:
+        """The lab takes its disks with it: what the summary points to is copied first."""
+        for path in (*(self.home / "lab" / "shared" / "rackray" / "runs").rglob("rank-*.log"), *(self.home / "lab").rglob("*access*.jsonl")):
+            kept = self.home / "logs" / path.relative_to(self.home / "lab")
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, kept)
+
     def _conclude(self) -> None:
         self._say("What happened", rule=True)
         for title, seconds in self.chapters:
@@ -230,7 +240,7 @@ class Story:
             self._say(f"  {line}")
         for picture in sorted((self.home / "runs").rglob("*.png")):
             self._say(f"  loss curve: {self._named(picture)}")
-        self._say(f"  journal: {self._named(self.home / 'state.db')}; node disks and BMC access logs went with the lab")
+        self._say(f"  journal: {self._named(self.home / 'state.db')}; logs of ranks and BMCs: {self._named(self.home / 'logs')}")
         self._say(f"the whole story took {time.monotonic() - self.began_s:.0f} s")
 
     def _note(self, line: str) -> None:
