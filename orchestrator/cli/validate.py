@@ -9,7 +9,7 @@ from orchestrator import wiring
 from orchestrator.cli.output import print_json
 from orchestrator.domain.errors import BadInput, Problem
 from orchestrator.domain.spec import ClusterSpec
-from orchestrator.planning.validation import draw_by_feed_w, kilowatts
+from orchestrator.planning.power_checks import draw_by_feed_w, kilowatts
 
 
 @click.command()

@@ -6,6 +6,7 @@ Also `salvage`: a model made of whatever is right, so that a file with a typo is
 import difflib
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -18,6 +19,8 @@ from orchestrator.drivers.yaml_tree import Marks, Path
 
 M = TypeVar("M", bound=BaseModel)
 
+MAX_PROBLEMS = 500
+"""Sentences about one file; more would hide what they have in common."""
 _SECRET = re.compile(r"passw|secret|token|private_?key|credential|passphrase", re.IGNORECASE)
 _USER_INFO = re.compile(r"//[^/@\s]*@")
 """User and password inside a URL: an error must not repeat them."""
@@ -47,15 +50,23 @@ def model_problems(error: ValidationError, model: type[BaseModel], marks: Marks,
     """One problem per finding of pydantic. Adds the paths of wrong values to `broken`; stays silent about paths already there."""
     known = frozenset(broken)
     problems: list[Problem] = []
+    left_out = 0
     for details in error.errors(include_url=False):
         path, at_key = _place_of(details)
-        if any(path[: len(bad)] == bad for bad in known) or _is_echo(details):
+        if any(path[:length] in known for length in range(len(path) + 1)) or _is_echo(details):
             continue
         if details["type"] != "extra_forbidden" and not at_key:
             broken.add(path)
+        if len(problems) == MAX_PROBLEMS:
+            left_out += 1
+            continue
         message, hint = _sentence(details, path, model, marks)
         at_key = at_key or details["type"] in ("extra_forbidden", "missing")
         problems.append(marks.problem_at(path, message, hint, at_key=at_key))
+    if left_out:
+        problems.append(
+            replace(max(problems), message=f"{left_out:,} more keys and values are wrong", hint="correct the ones above first")
+        )
     return problems
 
 
@@ -114,7 +125,10 @@ def _sentence(details: ErrorDetails, path: Path, model: type[BaseModel], marks: 
     """What is wrong, how much, and the way out."""
     kind, given, context = details["type"], details["input"], details.get("ctx", {})
     label, field = _label(path, marks), field_at(model, path)
-    about = f"{path[-1]}: {field.description.rstrip('.')}" if field is not None and field.description else ""
+    form = next((item.text for item in _metadata_at(model, path, details) if isinstance(item, Form)), "")
+    about = (
+        f"{path[-1]}: {field.description.rstrip('.')}" if field is not None and field.description else form and f"write {form}"
+    )
     if kind == "missing":
         return f"`{path[-1]}` is missing in {_label(path[:-1], marks) or 'the file'}", f"add `{path[-1]}: ...`" + (
             f" ({about})" if about else ""
@@ -128,10 +142,7 @@ def _sentence(details: ErrorDetails, path: Path, model: type[BaseModel], marks: 
         unit = _unit_of(path)
         return f"{label} is {given}{unit}; it must be {words} {context[key]:g}{unit}", about
     if kind == "string_pattern_mismatch":
-        form = next(
-            (item.text for item in _metadata_at(model, path, details) if isinstance(item, Form)), f"the form {context['pattern']}"
-        )
-        return f"{label} is {_describe(given)}{_odd_character(str(given))}", f"write {form}"
+        return f"{label} is {_describe(given)}{_odd_character(str(given))}", f"write {form or context['pattern']}"
     if kind in ("string_too_short", "string_too_long", "too_short", "too_long"):
         return _wrong_length(kind, label, given, context), about
     if kind == "literal_error":
@@ -155,7 +166,8 @@ def _unknown_key(path: Path, model: type[BaseModel], marks: Marks) -> tuple[str,
     keys = list(around.model_fields) if around is not None else []
     close = difflib.get_close_matches(key.lower(), keys, n=1, cutoff=0.6)
     if close:
-        return message, f"did you mean `{close[0]}`?"
+        unit = _unit_of((close[0],))
+        return message, f"did you mean `{close[0]}`{f', in{unit}' if unit else ''}?"
     return message, "remove it; known keys: " + ", ".join(keys)
 
 

@@ -58,6 +58,8 @@ def _checked(examined: Examined[ClusterSpec], spec: ClusterSpec, check: Check) -
 
 def _rests_on(path: SpecPath, broken: frozenset[SpecPath]) -> bool:
     """Whether the value at `path`, or something around it, is only a stand-in."""
+    if "*" not in path:
+        return any(path[:length] in broken for length in range(len(path) + 1))
     return any(
         len(bad) <= len(path) and all(mine in (theirs, "*") for mine, theirs in zip(path, bad, strict=False)) for bad in broken
     )

@@ -11,6 +11,8 @@ import yaml
 from orchestrator.domain.errors import BadInput, Problem
 
 MAX_BYTES = 8 * 1024 * 1024
+MAX_SHOWN = 500
+"""Characters of a message; a key may be a million long."""
 
 _UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufffe\uffff]")
 """Control characters, invisible characters and those that change the reading direction."""
@@ -81,6 +83,12 @@ def unseen_problems(text: str, file: str) -> list[Problem]:
         )
         problems.append(Problem(file, line, column, message, "delete it and type the line again"))
     return problems
+
+
+def one_line(text: str) -> str:
+    """`text` for a message: no line breaks or control characters that a file could smuggle in, and not without end."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text[:MAX_SHOWN])
+    return shown + "..." if len(text) > MAX_SHOWN else shown
 
 
 def position(text: str, offset: int) -> tuple[int, int]:

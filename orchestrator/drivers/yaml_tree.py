@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from orchestrator.domain.errors import Problem
-from orchestrator.drivers.yaml_text import syntax_problems
+from orchestrator.drivers.yaml_text import one_line, syntax_problems
 from orchestrator.drivers.yaml_words import Trouble, key_trouble, read_word
 
 Path = tuple[str | int, ...]
@@ -61,6 +61,7 @@ class Marks:
 
         A path that the file does not hold (a default, a missing key) is shown at the nearest thing around it that it does hold.
         """
+        message, hint = one_line(message), one_line(hint)
         for length in range(len(path), 0, -1):
             mark = self._index.get(path[:length])
             if mark is not None:
@@ -142,6 +143,7 @@ class TreeBuilder:
             self._documents += 1
             if self._documents > 1:
                 self._report(event, "a second YAML document begins here", "keep one document in a file: remove the line `---`")
+                self.complete = False
                 return False
         return True
 
@@ -215,7 +217,7 @@ class TreeBuilder:
 
     def _report(self, event: Any, message: str, hint: str) -> None:
         mark = event.start_mark
-        self.problems.append(Problem(self._file, mark.line + 1, mark.column + 1, message, hint))
+        self.problems.append(Problem(self._file, mark.line + 1, mark.column + 1, one_line(message), one_line(hint)))
 
 
 def _events(text: str) -> Iterator[Any]:

@@ -43,9 +43,9 @@ def check_addresses(spec: ClusterSpec) -> Iterator[Finding]:
                 yield Finding(use.path, f"{owner} has the address {text}, {wrong[0]}", wrong[1])
             network = subnets[field]
             if address is not None and network is not None:
-                yield from _outside(use, address, network, named[field])
+                yield from _outside(use, _plain(address), network, named[field])
             if address is not None:
-                yield from _given_twice(use, holders.setdefault(_key(address), use))
+                yield from _given_twice(use, holders.setdefault(str(_plain(address)), use))
 
 
 def check_heads(spec: ClusterSpec) -> Iterator[Finding]:
@@ -120,25 +120,21 @@ def _last(network: Network) -> Ip:
 def _address_trouble(text: str, address: Ip | None) -> tuple[str, str] | None:
     """What is wrong with an address by itself, and the way out."""
     if address is None:
-        try:
-            ip_address(text)
-        except ValueError as error:
-            return _unreadable(text, str(error))
+        return _unreadable(text)
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
         return "an IPv4 address dressed as IPv6", f"write {address.ipv4_mapped}"
     if str(address) != text:
         return "not in its canonical form", f"write {address}"
-    if address is not None and (address.is_unspecified or address.is_multicast or text == "255.255.255.255"):
+    if address.is_unspecified or address.is_multicast or text == "255.255.255.255":
         return "which is no single host's", "write the address of the host itself"
     return None
 
 
-def _unreadable(text: str, reason: str) -> tuple[str, str]:
-    if "Leading zeros" in reason:
-        return (
-            "with a leading zero, which some systems read as octal",
-            f"write {'.'.join(part.lstrip('0') or '0' for part in text.split('.'))}",
-        )
+def _unreadable(text: str) -> tuple[str, str]:
+    parts = text.split(".")
+    bare = ".".join(part.lstrip("0") or "0" for part in parts)
+    if len(parts) == 4 and text.isascii() and bare != text and _parsed(bare) is not None:
+        return "with a leading zero, which some systems read as octal", f"write {bare}"
     if "/" in text:
         return "which has a prefix length", f"write {text.partition('/')[0]} alone"
     if text.count(".") == 3 and text.count(":") == 1:
@@ -172,7 +168,7 @@ def _parsed(text: str) -> Ip | None:
         return None
 
 
-def _key(address: Ip) -> str:
-    """One key for one host, however its address is dressed."""
+def _plain(address: Ip) -> Ip:
+    """The host itself, however its address is dressed."""
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
-    return str(mapped or address)
+    return mapped or address

@@ -5,13 +5,14 @@ looks things up with care and raises nothing.
 """
 
 import difflib
-import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 
 from orchestrator.domain.spec import ClusterSpec, Finding, Node, SpecPath
 from orchestrator.planning.address_checks import check_addresses, check_heads, check_subnets
+from orchestrator.planning.power_checks import check_power
 
+MAX_SUGGESTIONS = 20
 UNKNOWN_MAC = "00:00:00:00:00:00"
 """The default of `Node.mac`: not known, so not compared."""
 
@@ -22,28 +23,44 @@ def check_spec(spec: ClusterSpec) -> list[Finding]:
 
 
 def _references(spec: ClusterSpec) -> Iterator[Finding]:
+    racks, skus, feeds = (
+        _Known(section, known) for section, known in (("racks", spec.racks), ("skus", spec.skus), ("feeds", spec.feeds))
+    )
     for name, rack in spec.racks.items():
-        yield from _unknown(("racks", name, "feed"), f"rack {name} hangs on feed", rack.feed, spec.feeds, "feeds")
+        yield from feeds.lacks(("racks", name, "feed"), f"rack {name} hangs on feed", rack.feed)
     for index, node in enumerate(spec.nodes):
-        yield from _unknown(("nodes", index, "rack"), f"{_label(index, node)} stands in rack", node.rack, spec.racks, "racks")
-        yield from _unknown(("nodes", index, "sku"), f"{_label(index, node)} is of SKU", node.sku, spec.skus, "skus")
+        yield from racks.lacks(("nodes", index, "rack"), f"{_label(index, node)} stands in rack", node.rack)
+        yield from skus.lacks(("nodes", index, "sku"), f"{_label(index, node)} is of SKU", node.sku)
     for sku in spec.firmware:
-        yield from _unknown(("firmware", sku), "a firmware baseline is given for SKU", sku, spec.skus, "skus")
+        yield from skus.lacks(("firmware", sku), "a firmware baseline is given for SKU", sku)
 
 
-def _unknown(path: SpecPath, what: str, name: str, known: Mapping[str, object], section: str) -> Iterator[Finding]:
-    if name not in known:
-        yield Finding(
-            path, f"{what} {name}, which `{section}` does not have", _instead(name, list(known), section), rests_on=((section,),)
-        )
+class _Known:
+    """The names of one section, and what to say about a name that is not among them."""
 
+    def __init__(self, section: str, names: Iterable[str]) -> None:
+        self._section = section
+        self._names = dict.fromkeys(names)
+        self._hints: dict[str, str] = {}
 
-def _instead(name: str, known: list[str], section: str) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if close:
-        return f"did you mean {close[0]}? Otherwise add {name} to `{section}`"
-    listed = ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
-    return f"add {name} to `{section}`, or use one of: {listed}" if known else f"add {name} to `{section}`"
+    def lacks(self, path: SpecPath, what: str, name: str, rests_on: tuple[SpecPath, ...] = ()) -> Iterator[Finding]:
+        if name not in self._names:
+            message = f"{what} {name}, which `{self._section}` does not have"
+            yield Finding(path, message, self._instead(name), rests_on=((self._section,), *rests_on))
+
+    def _instead(self, name: str) -> str:
+        # Comparing names is slow: with thousands of wrong ones the first few suggestions say it all.
+        if name not in self._hints and len(self._hints) < MAX_SUGGESTIONS:
+            self._hints[name] = self._suggest(name)
+        return self._hints.get(name, f"add {name} to `{self._section}`")
+
+    def _suggest(self, name: str) -> str:
+        names = list(self._names)
+        close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+        if close:
+            return f"did you mean {close[0]}? Otherwise add {name} to `{self._section}`"
+        listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        return f"add {name} to `{self._section}`" + (f", or use one of: {listed}" if names else "")
 
 
 def _names(spec: ClusterSpec) -> Iterator[Finding]:
@@ -112,9 +129,8 @@ def _above(spec: ClusterSpec, rack: str, places: list[tuple[int, int, int]]) -> 
                 f"{_label(index, node)} is {_count(tall, 'unit')} high and would take units {bottom}-{top} of rack {rack},"
                 f" {top - height} above its {height}"
             )
-            yield Finding(
-                ("nodes", index, "unit"), message, _place_for(tall, height, places, index, rack), rests_on=_room(spec, rack, node)
-            )
+            hint = _place_for(tall, height, places, index, rack)
+            yield Finding(("nodes", index, "unit"), message, hint, rests_on=_room(rack, index, node))
 
 
 def _overlaps(spec: ClusterSpec, rack: str, places: list[tuple[int, int, int]]) -> Iterator[Finding]:
@@ -125,17 +141,16 @@ def _overlaps(spec: ClusterSpec, rack: str, places: list[tuple[int, int, int]]) 
             shared = min(top, highest) - bottom + 1
             hint = _place_for(top - bottom + 1, spec.racks[rack].units, places, index, rack)
             message = (
-                f"{_label(index, node)} takes units {bottom}-{top} of rack {rack}, {_count(shared, 'unit')} of them shared with"
+                f"{_label(index, node)} takes units {bottom}-{top} of rack {rack}, {shared} of them shared with"
                 f" {_label(holder, other)} in {other.unit}-{highest}"
             )
-            rests_on = (*_room(spec, rack, node), ("nodes", holder, "rack"), ("skus", other.sku, "units"))
+            rests_on = (*_room(rack, index, node), ("nodes", holder, "rack"), ("skus", other.sku, "units"))
             yield Finding(("nodes", index, "unit"), message, hint, other=("nodes", holder, "unit"), rests_on=rests_on)
         if top > highest:
             highest, holder = top, index
 
 
-def _room(spec: ClusterSpec, rack: str, node: Node) -> tuple[SpecPath, ...]:
-    index = spec.nodes.index(node)
+def _room(rack: str, index: int, node: Node) -> tuple[SpecPath, ...]:
     return (("racks", rack, "units"), ("skus", node.sku, "units"), ("nodes", index, "rack"), ("nodes", index, "sku"))
 
 
@@ -146,74 +161,6 @@ def _place_for(tall: int, height: int, places: list[tuple[int, int, int]], mover
         if taken.isdisjoint(range(bottom, bottom + tall)):
             return f"unit {bottom} is the lowest with room for it"
     return f"rack {rack} has no room for {_count(tall, 'unit')}: move it to another rack"
-
-
-def _power(spec: ClusterSpec) -> Iterator[Finding]:
-    """No rack and no feed over its limit with every node at its `max_w`."""
-    rack_w = draw_by_rack_w(spec)
-    for name, rack in spec.racks.items():
-        hint = "move {moved} to another rack, or raise `limit_w` if the rack is fed with more"
-        yield from _over(spec, ("racks", name, "limit_w"), f"rack {name}", rack_w[name], rack.limit_w, {name}, hint)
-    feed_w = draw_by_feed_w(spec)
-    for name, feed in spec.feeds.items():
-        racks = {rack for rack in spec.racks if spec.racks[rack].feed == name}
-        hint = "move {moved} to racks of another feed, or raise `limit_w` if the feed carries more"
-        yield from _over(spec, ("feeds", name, "limit_w"), f"feed {name}", feed_w[name], feed.limit_w, racks, hint)
-    for name, sku in spec.skus.items():
-        if sku.idle_w > sku.max_w:
-            message = f"SKU {name} draws {sku.idle_w:g} W idle, more than its largest draw of {sku.max_w:g} W"
-            yield Finding(
-                ("skus", name, "idle_w"),
-                message,
-                "idle_w is the smaller one: swap or correct them",
-                rests_on=(("skus", name, "max_w"),),
-            )
-
-
-def draw_by_rack_w(spec: ClusterSpec) -> dict[str, float]:
-    """Watts per rack with every node at its `max_w`; racks without nodes draw 0."""
-    total = dict.fromkeys(spec.racks, 0.0)
-    for node in spec.nodes:
-        if node.rack in total and node.sku in spec.skus:
-            total[node.rack] += spec.skus[node.sku].max_w
-    return total
-
-
-def draw_by_feed_w(spec: ClusterSpec) -> dict[str, float]:
-    """Watts per feed with every node at its `max_w`."""
-    total = dict.fromkeys(spec.feeds, 0.0)
-    for rack, watts in draw_by_rack_w(spec).items():
-        if spec.racks[rack].feed in total:
-            total[spec.racks[rack].feed] += watts
-    return total
-
-
-def _over(
-    spec: ClusterSpec, path: SpecPath, what: str, draw_w: float, limit_w: float, racks: set[str], hint: str
-) -> Iterator[Finding]:
-    # A sum of floats in another order may differ in the last digit; a tenth of a milliwatt is no overload.
-    if draw_w <= limit_w + 1e-4:
-        return
-    heaviest = sorted(
-        (spec.skus[node.sku].max_w for node in spec.nodes if node.rack in racks and node.sku in spec.skus), reverse=True
-    )
-    moved, count = 0.0, 0
-    while count < len(heaviest) and draw_w - moved > limit_w + 1e-4:
-        moved += heaviest[count]
-        count += 1
-    message = f"{what} draws {kilowatts(draw_w)} of {kilowatts(limit_w)} kW, {kilowatts(draw_w - limit_w)} kW over"
-    used = sorted({node.sku for node in spec.nodes if node.rack in racks})
-    rests_on = tuple(("skus", sku, "max_w") for sku in used) + tuple(
-        ("racks", rack, "feed") for rack in racks if path[0] == "feeds"
-    )
-    yield Finding(path, message, hint.format(moved=f"{count} of its {_count(len(heaviest), 'node')}"), rests_on=rests_on)
-
-
-def kilowatts(watts: float) -> str:
-    """`13.0`, or `12.04` and `12.005` where one decimal would hide the difference."""
-    whole_w = math.floor(watts + 0.5)
-    text = f"{whole_w / 1000:.3f}" if whole_w or not watts else f"{watts / 1000:.6f}"
-    return text.rstrip("0") + "0" if text.rstrip("0").endswith(".") else text.rstrip("0")
 
 
 def _firmware(spec: ClusterSpec) -> Iterator[Finding]:
@@ -257,13 +204,14 @@ def _rollout(spec: ClusterSpec) -> Iterator[Finding]:
 
 def _lab(spec: ClusterSpec) -> Iterator[Finding]:
     nodes = {node.name: node for node in spec.nodes}
+    known = _Known("nodes", nodes)
     for index, fault in enumerate(spec.lab.plant if spec.lab is not None else ()):
         path: SpecPath = ("lab", "plant", index)
         node = nodes.get(fault.node)
         if node is None:
-            message = f"the fault {fault.fault} is planted in {fault.node}, which `nodes` does not have"
-            hint = _instead(fault.node, list(nodes), "nodes")
-            yield Finding((*path, "node"), message, hint, rests_on=(("nodes", "*", "name"), ("nodes",)))
+            yield from known.lacks(
+                (*path, "node"), f"the fault {fault.fault} is planted in", fault.node, (("nodes", "*", "name"),)
+            )
         elif fault.gpu is not None and node.sku in spec.skus and fault.gpu >= spec.skus[node.sku].gpus.count:
             count = spec.skus[node.sku].gpus.count
             message = f"the fault {fault.fault} hits GPU {fault.gpu} of {fault.node}, which has {_count(count, 'GPU')}"
@@ -287,7 +235,7 @@ _CHECKS: tuple[Callable[[ClusterSpec], Iterable[Finding]], ...] = (
     check_addresses,
     check_heads,
     _units,
-    _power,
+    check_power,
     _firmware,
     _paths,
     _access,
