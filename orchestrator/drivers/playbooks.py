@@ -92,10 +92,21 @@ class AnsiblePlaybooks:
         return folder
 
 
-def host_variables(
-    node: str, target: Target, variables: Mapping[str, Any], *, key_path: str, known_hosts: Path
-) -> dict[str, Any]:
-    """Inventory variables of one node: how Ansible reaches it, and what the playbooks want to know (`rackray_...`).
+def host_variables(target: Target, secrets: Secrets, home: Path) -> dict[str, Any]:
+    """Inventory variables of one node for whoever runs Ansible by hand; keeps its pinned host key in HOME/known_hosts.d.
+
+    Raises SecretMissing where the SSH key is missing or open to others.
+    """
+    folder = home / "known_hosts.d"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    known_hosts, draft = folder / f"{target.ssh_host}_{target.ssh_port}", folder / f".{randomness.token_hex(4)}"
+    draft.write_text(known_hosts_line(target))
+    draft.replace(known_hosts)
+    return connection_variables(target, key_path=secrets.ssh_key_path(), known_hosts=known_hosts)
+
+
+def connection_variables(target: Target, *, key_path: str, known_hosts: Path) -> dict[str, Any]:
+    """How Ansible reaches one node, and what the playbooks want to know of the way (`rackray_...`).
 
     The host key is pinned, the user's own SSH configuration and agent are left out, and no connection stays behind.
     """
@@ -118,10 +129,8 @@ def host_variables(
         "ansible_ssh_private_key_file": key_path,
         "ansible_python_interpreter": "/usr/bin/python3",
         "ansible_ssh_common_args": " ".join(["-F none", *(f"-o {name}={value}" for name, value in options.items())]),
-        "rackray_node": node,
         "rackray_user": target.ssh_user,
         "rackray_python": target.python,
-        **{f"rackray_{name}": value for name, value in variables.items()},
     }
 
 
@@ -153,9 +162,11 @@ class _Run:
         known_hosts = self.folder / "known_hosts"
         known_hosts.write_text("".join(known_hosts_line(operation.target) for operation in self.by_node.values()))
         hosts = {
-            node: host_variables(
-                node, operation.target, operation.args.get("variables") or {}, key_path=self.key_path, known_hosts=known_hosts
-            )
+            node: {
+                **connection_variables(operation.target, key_path=self.key_path, known_hosts=known_hosts),
+                "rackray_node": node,
+                **{f"rackray_{name}": value for name, value in (operation.args.get("variables") or {}).items()},
+            }
             for node, operation in self.by_node.items()
         }
         threading.Thread(target=self._work, args=(hosts,), daemon=True, name="rackray-ansible").start()

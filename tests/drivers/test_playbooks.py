@@ -127,7 +127,7 @@ def test_what_cannot_be_run_is_said_and_nothing_is_started(tmp_path: Path) -> No
 
 def test_ssh_is_pinned_and_takes_nothing_from_the_users_own_settings(tmp_path: Path) -> None:
     target = a_play("n1").target
-    variables = host_variables("n1", target, {"lab": True}, key_path="/k", known_hosts=tmp_path / "kh")
+    variables = host_variables(target, KeyOnly(tmp_path / "key"), tmp_path)  # type: ignore[arg-type]
     for option in (
         "-F none",
         "StrictHostKeyChecking=yes",
@@ -136,7 +136,9 @@ def test_ssh_is_pinned_and_takes_nothing_from_the_users_own_settings(tmp_path: P
         "ControlMaster=no",
     ):
         assert option in variables["ansible_ssh_common_args"]
-    assert variables["rackray_lab"] is True
+    (known_hosts,) = (tmp_path / "known_hosts.d").iterdir()
+    assert f"UserKnownHostsFile={known_hosts}" in variables["ansible_ssh_common_args"]
+    assert known_hosts.read_text() == known_hosts_line(target)
     assert known_hosts_line(target) == f"[127.1.221.9]:2222 {KEY}\n"
     assert known_hosts_line(replace(target, ssh_port=22)) == f"127.1.221.9 {KEY}\n"
 
