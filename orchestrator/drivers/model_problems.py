@@ -5,6 +5,7 @@ Also `salvage`: a model made of whatever is right, so that a file with a typo is
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -15,12 +16,10 @@ from pydantic_core import ErrorDetails
 from orchestrator.domain.errors import Problem
 from orchestrator.domain.schema import annotation_at, field_at, is_optional, model_at, unwrap
 from orchestrator.domain.spec import Form
-from orchestrator.drivers.yaml_tree import Marks, Path
+from orchestrator.drivers.yaml_tree import MAX_PROBLEMS, Marks, Path
 
 M = TypeVar("M", bound=BaseModel)
 
-MAX_PROBLEMS = 500
-"""Sentences about one file; more would hide what they have in common."""
 _SECRET = re.compile(r"passw|secret|token|private_?key|credential|passphrase", re.IGNORECASE)
 _USER_INFO = re.compile(r"//[^/@\s]*@")
 """User and password inside a URL: an error must not repeat them."""
@@ -225,8 +224,6 @@ def _describe(value: Any) -> str:
 
 def _odd_character(text: str) -> str:
     """Names the first character that looks like a letter and is another one."""
-    import unicodedata  # a table of 1 MB, needed for this sentence alone
-
     for character in text:
         if not character.isascii():
             return f", with {character!r} ({unicodedata.name(character, f'U+{ord(character):04X}')})"

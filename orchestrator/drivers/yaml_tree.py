@@ -23,6 +23,9 @@ MAX_DEPTH = 32
 MAX_EVENTS = 1_500_000
 """Keys, values and brackets in one file: about 100,000 nodes of seven fields."""
 
+MAX_PROBLEMS = 500
+"""Reading stops there: what follows would hardly be another mistake."""
+
 _NO_KEY = object()
 _DROPPED = object()
 
@@ -106,6 +109,10 @@ class TreeBuilder:
                     )
                     self.complete = False
                 if not self.complete or not self._take(event):
+                    break
+                if len(self.problems) >= MAX_PROBLEMS:
+                    self._report(event, f"reading stops after {MAX_PROBLEMS} problems", "correct the ones above first")
+                    self.complete = False
                     break
         except yaml.YAMLError as error:
             self.complete = False

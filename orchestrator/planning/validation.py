@@ -5,8 +5,9 @@ looks things up with care and raises nothing.
 """
 
 import difflib
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 from orchestrator.domain.spec import ClusterSpec, Finding, Node, SpecPath
 from orchestrator.planning.address_checks import check_addresses, check_heads, check_subnets
@@ -108,43 +109,63 @@ def _twice(path: SpecPath, other: SpecPath, message: str, hint: str = "rename on
     return Finding(path, message, hint, other=other)
 
 
+@dataclass(frozen=True, slots=True)
+class _Shelf:
+    """What stands in one rack."""
+
+    name: str
+    height: int
+    places: list[tuple[int, int, int]]
+    """Lowest unit, highest unit, index of the node; from the bottom up."""
+    holders: Counter[int]
+    """How many machines claim each unit."""
+
+    def place_for(self, bottom: int, top: int) -> str:
+        """Where the machine that claims `bottom` to `top` could stand instead."""
+        tall, others = top - bottom + 1, self.holders - Counter(range(bottom, top + 1))
+        for lowest in range(1, self.height - tall + 2):
+            if not any(unit in others for unit in range(lowest, lowest + tall)):
+                return f"unit {lowest} is the lowest with room for it"
+        return f"rack {self.name} has no room for {_count(tall, 'unit')}: move it to another rack"
+
+
 def _units(spec: ClusterSpec) -> Iterator[Finding]:
     """No node above its rack, no two in one unit."""
-    by_rack: defaultdict[str, list[tuple[int, int, int]]] = defaultdict(list)
+    shelves = {name: _Shelf(name, rack.units, [], Counter()) for name, rack in spec.racks.items()}
     for index, node in enumerate(spec.nodes):
-        if node.rack in spec.racks and node.sku in spec.skus:
-            by_rack[node.rack].append((node.unit, node.unit + spec.skus[node.sku].units - 1, index))
-    for name, places in by_rack.items():
-        places.sort()
-        yield from _above(spec, name, places)
-        yield from _overlaps(spec, name, places)
+        if node.rack in shelves and node.sku in spec.skus:
+            top = node.unit + spec.skus[node.sku].units - 1
+            shelves[node.rack].places.append((node.unit, top, index))
+            shelves[node.rack].holders.update(range(node.unit, top + 1))
+    for shelf in shelves.values():
+        shelf.places.sort()
+        yield from _above(spec, shelf)
+        yield from _overlaps(spec, shelf)
 
 
-def _above(spec: ClusterSpec, rack: str, places: list[tuple[int, int, int]]) -> Iterator[Finding]:
-    height = spec.racks[rack].units
-    for bottom, top, index in places:
-        if top > height:
-            node, tall = spec.nodes[index], top - bottom + 1
+def _above(spec: ClusterSpec, shelf: _Shelf) -> Iterator[Finding]:
+    for bottom, top, index in shelf.places:
+        if top > shelf.height:
+            node = spec.nodes[index]
             message = (
-                f"{_label(index, node)} is {_count(tall, 'unit')} high and would take units {bottom}-{top} of rack {rack},"
-                f" {top - height} above its {height}"
+                f"{_label(index, node)} is {_count(top - bottom + 1, 'unit')} high and would take units {bottom}-{top} of rack"
+                f" {shelf.name}, {top - shelf.height} above its {shelf.height}"
             )
-            hint = _place_for(tall, height, places, index, rack)
-            yield Finding(("nodes", index, "unit"), message, hint, rests_on=_room(rack, index, node))
+            rests_on = _room(shelf.name, index, node)
+            yield Finding(("nodes", index, "unit"), message, shelf.place_for(bottom, top), rests_on=rests_on)
 
 
-def _overlaps(spec: ClusterSpec, rack: str, places: list[tuple[int, int, int]]) -> Iterator[Finding]:
+def _overlaps(spec: ClusterSpec, shelf: _Shelf) -> Iterator[Finding]:
     highest, holder = 0, -1
-    for bottom, top, index in places:
+    for bottom, top, index in shelf.places:
         if bottom <= highest:
             node, other = spec.nodes[index], spec.nodes[holder]
-            shared = min(top, highest) - bottom + 1
-            hint = _place_for(top - bottom + 1, spec.racks[rack].units, places, index, rack)
             message = (
-                f"{_label(index, node)} takes units {bottom}-{top} of rack {rack}, {shared} of them shared with"
-                f" {_label(holder, other)} in {other.unit}-{highest}"
+                f"{_label(index, node)} takes units {bottom}-{top} of rack {shelf.name}, {min(top, highest) - bottom + 1} of them"
+                f" shared with {_label(holder, other)} in {other.unit}-{highest}"
             )
-            rests_on = (*_room(rack, index, node), ("nodes", holder, "rack"), ("skus", other.sku, "units"))
+            rests_on = (*_room(shelf.name, index, node), ("nodes", holder, "rack"), ("skus", other.sku, "units"))
+            hint = shelf.place_for(bottom, top)
             yield Finding(("nodes", index, "unit"), message, hint, other=("nodes", holder, "unit"), rests_on=rests_on)
         if top > highest:
             highest, holder = top, index
@@ -152,15 +173,6 @@ def _overlaps(spec: ClusterSpec, rack: str, places: list[tuple[int, int, int]]) 
 
 def _room(rack: str, index: int, node: Node) -> tuple[SpecPath, ...]:
     return (("racks", rack, "units"), ("skus", node.sku, "units"), ("nodes", index, "rack"), ("nodes", index, "sku"))
-
-
-def _place_for(tall: int, height: int, places: list[tuple[int, int, int]], mover: int, rack: str) -> str:
-    """Where in the rack a machine of `tall` units could stand instead."""
-    taken = {unit for bottom, top, index in places if index != mover for unit in range(bottom, top + 1)}
-    for bottom in range(1, height - tall + 2):
-        if taken.isdisjoint(range(bottom, bottom + tall)):
-            return f"unit {bottom} is the lowest with room for it"
-    return f"rack {rack} has no room for {_count(tall, 'unit')}: move it to another rack"
 
 
 def _firmware(spec: ClusterSpec) -> Iterator[Finding]:
