@@ -224,9 +224,23 @@ def build_local_hands(folder: Path, url: str) -> "Hands":
 
 def build_exchange(folder: Path, url: str) -> "Exchange":
     """The doors to BMCs, nodes and the image service, with the secrets of `folder`."""
-    from orchestrator.drivers.exchange import build
+    from orchestrator.drivers import cell_join
+    from orchestrator.drivers.exchange import Exchange
+    from orchestrator.drivers.image_service import ImageServiceClient
+    from orchestrator.drivers.redfish import RedfishDoor
+    from orchestrator.drivers.secrets import SecretStore
+    from orchestrator.drivers.ssh import SshDoor
 
-    return build(folder)
+    secrets = SecretStore(folder)
+    return Exchange(
+        bmcs=RedfishDoor(secrets),
+        shells=SshDoor(secrets),
+        images=ImageServiceClient(secrets),
+        secrets=secrets,
+        join=cell_join.join,
+        leave=cell_join.leave,
+        redact=secrets.redact,
+    )
 
 
 def build_playbooks(folder: Path) -> "Playbooks":

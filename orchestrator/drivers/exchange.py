@@ -9,7 +9,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 from orchestrator.domain.deadline import within
@@ -22,13 +21,8 @@ from orchestrator.domain.errors import (
     RackrayError,
 )
 from orchestrator.domain.operation import MUTATING, Action, Operation, Outcome, Status
-from orchestrator.drivers import cell_join
-from orchestrator.drivers.image_service import ImageServiceClient
 from orchestrator.drivers.interfaces import Bmc, BmcDoor, ImageService, MayAct, NodeShell, Secrets, ShellDoor, ShellResult
 from orchestrator.drivers.pools import Pool
-from orchestrator.drivers.redfish import RedfishDoor
-from orchestrator.drivers.secrets import SecretStore
-from orchestrator.drivers.ssh import SshDoor
 
 LOG = logging.getLogger(__name__)
 
@@ -80,20 +74,6 @@ STATUS_OF: Sequence[tuple[type[RackrayError], Status]] = (
 )
 ASK_AGAIN = frozenset({Status.UNREACHABLE, Status.UNKNOWN})
 """Trouble that may be over the next time, by itself."""
-
-
-def build(home: Path) -> "Exchange":
-    """The exchange of real life, with the secrets of `home`."""
-    secrets = SecretStore(home)
-    return Exchange(
-        bmcs=RedfishDoor(secrets),
-        shells=SshDoor(secrets),
-        images=ImageServiceClient(secrets),
-        secrets=secrets,
-        join=cell_join.join,
-        leave=cell_join.leave,
-        redact=secrets.redact,
-    )
 
 
 class Exchange:

@@ -11,11 +11,12 @@ import pytest
 
 from orchestrator.domain.operation import Action, Operation, Outcome, Status, Target
 from orchestrator.domain.spec import GpuSku, HealthPolicy, Sku
-from orchestrator.drivers.exchange import Exchange, build
+from orchestrator.drivers.exchange import Exchange
 from orchestrator.lab.control import check_machine, lab_down, lab_fault, lab_heal, lab_up
 from orchestrator.lab.errors import LabError
 from orchestrator.lab.plan import LabSpec, NodePlan
 from orchestrator.planning.health import judge_probe
+from orchestrator.wiring import build_exchange
 
 pytestmark = pytest.mark.lab
 
@@ -48,7 +49,7 @@ class Road:
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        self.exchange: Exchange = build(home)
+        self.exchange: Exchange = build_exchange(home, "")
         self.certificate = ""
         self.host_key = ""
 
