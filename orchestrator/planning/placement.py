@@ -171,8 +171,8 @@ def _say(job: JobSpec, groups: Sequence[Sequence[PlaceableNode]], spares: Sequen
 NEAREST = (
     (NodeState.ALLOCATED, "wait until run {run} ends, which holds {node}"),
     (NodeState.SUSPECT, "wait until {node} is settled: it is suspect ({because})"),
-    (NodeState.DRAINING, "bring {node} back: `rackray node resume {node}`"),
-    (NodeState.MAINTENANCE, "bring {node} back: `rackray node resume {node}`"),
+    (NodeState.DRAINING, "{node} is being drained; once it is in maintenance, `rackray node requalify {node}` brings it back"),
+    (NodeState.MAINTENANCE, "bring {node} back: `rackray node requalify {node}`"),
     (NodeState.REPAIRING, "wait until {node} has proven itself again"),
     (NodeState.QUARANTINED, "clear the cause at {node} ({because}), then `rackray node requalify {node}`"),
 )
