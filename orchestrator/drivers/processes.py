@@ -73,7 +73,7 @@ def start_detached(argv: Sequence[str], environment: Mapping[str, str], log: Pat
     )
     process = find(int(answer.stdout))
     if process is None:
-        raise ChildProcessError(f"{argv[0]} ended at once; its last words are in {log}")
+        raise ChildProcessError(f"{argv[0]} ended at once ({answer.stderr.strip() or 'no word'}); see {log}")
     return process
 
 
