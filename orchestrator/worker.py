@@ -70,13 +70,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         configure_logging=False,
     )
     asyncio.run(serve(options, answers.write))
-    # Not sys.exit: threads that wait for a hung exchange must not hold the process, and actors of this job end with it.
-    answers.flush()
-    os._exit(0)
 
 
 async def serve(options: argparse.Namespace, write: Callable[[str], Any]) -> None:
-    """Opens the door, says ready, and performs what comes in until input ends."""
+    """Opens the door, says ready, and performs what comes in; when input ends it ends the process."""
     reader = asyncio.StreamReader(limit=LINE_LIMIT_BYTES)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     hello = json.loads(await reader.readline())["hello"]
@@ -96,6 +93,8 @@ async def serve(options: argparse.Namespace, write: Callable[[str], Any]) -> Non
         task = asyncio.create_task(_answer(door, operation, emit))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
+    # At once: a thread that waits for a hung Ray must not hold this process. The shards of this job end with it.
+    os._exit(0)
 
 
 async def _answer(door: Door, operation: Operation, emit: Callable[[Outcome], None]) -> None:
