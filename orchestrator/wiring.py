@@ -22,9 +22,9 @@ from orchestrator.drivers.spec_reader import LoadedSpec, read_spec
 from orchestrator.planning.validation import check_spec
 
 if TYPE_CHECKING:
+    from orchestrator.domain.run import RunRecord
     from orchestrator.drivers.exchange import Exchange
     from orchestrator.drivers.interfaces import Hands, MayAct, Playbooks
-    from orchestrator.domain.run import RunRecord
     from orchestrator.execution.journal import Journal
     from orchestrator.execution.views import Views
 
@@ -103,7 +103,9 @@ class WallClock:
         time.sleep(min(seconds, LISTEN_EVERY_S))
 
 
-def follow_or_control(folder: Path, until: "Callable[[Views], bool]", on_tick: "Callable[[Views], None]", spec: ClusterSpec | None = None) -> None:
+def follow_or_control(
+    folder: Path, until: "Callable[[Views], bool]", on_tick: "Callable[[Views], None]", spec: ClusterSpec | None = None
+) -> None:
     """Until `until(views)`: decide, if nobody else does, or follow who does; whoever follows takes over when the other ends.
 
     `on_tick` is called after every look at the journal. `spec` names the cluster when none is applied yet.
@@ -190,7 +192,9 @@ def rank_log(folder: Path, run: "RunRecord", rank: int, lines: int) -> str:
     exchange = build_exchange(folder, "")
     try:
         target = Site.of(spec).target(views.state.nodes[node])
-        outcome = exchange.perform(Operation("log", node, Action.SSH_EXEC, 0, target, {"argv": argv, "stdin": ""}), lambda epoch: True)
+        outcome = exchange.perform(
+            Operation("log", node, Action.SSH_EXEC, 0, target, {"argv": argv, "stdin": ""}), lambda epoch: True
+        )
     finally:
         exchange.close()
     if outcome.status is not Status.DONE or outcome.facts["exit_status"] != 0:
@@ -259,7 +263,9 @@ def build_may_act(url: str) -> "MayAct":
     return lambda epoch: journal.holds(epoch, time.time())
 
 
-def look(folder: Path, spec: ClusterSpec, actions: Sequence[Action], views: "Views | None" = None) -> dict[str, dict[Action, Any]]:
+def look(
+    folder: Path, spec: ClusterSpec, actions: Sequence[Action], views: "Views | None" = None
+) -> dict[str, dict[Action, Any]]:
     """Read-only looks at every node of `spec`, by threads, without a lease and without writing anything.
 
     Returns what each node answered, per action; an action that got no answer is missing.
@@ -268,7 +274,9 @@ def look(folder: Path, spec: ClusterSpec, actions: Sequence[Action], views: "Vie
 
     exchange = build_exchange(folder, "")
     try:
-        return look_at(spec, actions, views.state.nodes if views else {}, lambda operation: exchange.perform(operation, lambda epoch: True))
+        return look_at(
+            spec, actions, views.state.nodes if views else {}, lambda operation: exchange.perform(operation, lambda epoch: True)
+        )
     finally:
         exchange.close()
 
@@ -344,7 +352,8 @@ def scan_host_key(views: "Views", node: str) -> tuple[str, str]:
     spec = views.state.spec
     if spec is None:
         raise NotAsRequired("no spec has been applied", "apply one first: `rackray apply SPEC`")
-    return scan(spec.node(node).address, spec.access.ssh_port)
+    found = scan(spec.node(node).address, spec.access.ssh_port)
+    return found.line, found.fingerprint
 
 
 def ansible_variables(folder: Path, views: "Views") -> dict[str, dict[str, Any]]:
@@ -357,5 +366,7 @@ def ansible_variables(folder: Path, views: "Views") -> dict[str, dict[str, Any]]
     if spec is None:
         return {}
     site = Site.of(spec)
-    pinned = {name: record for name, record in views.state.nodes.items() if name in site.nodes and record.pins.get("ssh_host_key")}
+    pinned = {
+        name: record for name, record in views.state.nodes.items() if name in site.nodes and record.pins.get("ssh_host_key")
+    }
     return {name: host_variables(site.target(record), SecretStore(folder), folder) for name, record in pinned.items()}

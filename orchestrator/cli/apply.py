@@ -11,6 +11,7 @@ from orchestrator.cli.plan import make_plan, print_plan
 from orchestrator.cli.rollout_view import RolloutView
 from orchestrator.domain.errors import NotAsRequired
 from orchestrator.domain.node import SETTLED, NodeState
+from orchestrator.domain.spec import ClusterSpec
 from orchestrator.execution.controller import everything_settled
 from orchestrator.execution.views import Views
 
@@ -25,12 +26,8 @@ def apply(spec: Path, yes: bool) -> int:
     """
     loaded = wiring.load_spec(spec)
     folder = wiring.home()
-    planned, _ = make_plan(loaded.spec, offline=yes)
-    if planned and not yes:
-        print_plan(planned)
-    touched = len({each.step.node for each in planned})
-    if planned and not confirm(f"Bring up {touched} nodes?", yes):
-        raise NotAsRequired("nothing was done")
+    if not yes:
+        _ask(loaded.spec)
     data = {"spec": loaded.spec.model_dump(mode="json"), "text": loaded.text, "sha256": loaded.sha256, "file": str(spec)}
     asked = wiring.request(folder, "request.apply", data)
     view = RolloutView(asked.seq)
@@ -42,6 +39,16 @@ def apply(spec: Path, yes: bool) -> int:
     with view:
         wiring.follow_or_control(folder, done, view.show, loaded.spec)
     return _conclude(wiring.open_views(folder), asked.seq, [node.name for node in loaded.spec.nodes], time.monotonic() - began_s)
+
+
+def _ask(spec: ClusterSpec) -> None:
+    """Show what would be done, and let somebody say yes. Raises NotAsRequired when they do not."""
+    planned, _ = make_plan(spec)
+    if not planned:
+        return
+    print_plan(planned)
+    if not confirm(f"Bring up {len({each.step.node for each in planned})} nodes?", yes=False):
+        raise NotAsRequired("nothing was done")
 
 
 def _conclude(views: Views, asked: int, names: list[str], seconds: float) -> int:

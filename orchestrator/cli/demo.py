@@ -14,8 +14,21 @@ INSIDE = "RACKRAY_DEMO_INSIDE"
 
 
 @click.command()
-@click.option("--specs", default="cluster_specs", show_default=True, type=click.Path(path_type=Path), help="Folder with lab-4.yaml and lab-6.yaml.")
-@click.option("--home", "folder", default=".rackray-demo", show_default=True, type=click.Path(path_type=Path), help="Where the demo keeps its state.")
+@click.option(
+    "--specs",
+    default="cluster_specs",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Folder with lab-4.yaml and lab-6.yaml.",
+)
+@click.option(
+    "--home",
+    "folder",
+    default=".rackray-demo",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Where the demo keeps its state.",
+)
 def demo(specs: Path, folder: Path) -> int:
     """From power-on to a resumed training run on simulated nodes: every line is a command you could type.
 

@@ -41,14 +41,20 @@ def audit(nodes: str, as_json: bool, fresh: bool) -> int:
         rows.append(
             {
                 "name": name,
-                "components": [{"name": v.name, "installed": v.installed, "wanted": v.wanted, "verdict": str(v.verdict)} for v in verdicts],
+                "components": [
+                    {"name": v.name, "installed": v.installed, "wanted": v.wanted, "verdict": str(v.verdict)} for v in verdicts
+                ],
             }
         )
     deviating = [row for row in rows if any(part["verdict"] != "ok" for part in row["components"])]
     if as_json:
         print_json({"nodes": rows})
     else:
-        table = [(row["name"], p["name"], p["installed"] or "-", p["wanted"], p["verdict"], ages[row["name"]]) for row in rows for p in row["components"]]
+        table = [
+            (row["name"], p["name"], p["installed"] or "-", p["wanted"], p["verdict"], ages[row["name"]])
+            for row in rows
+            for p in row["components"]
+        ]
         print_table(("node", "component", "installed", "wanted", "verdict", "read"), table)
         click.echo(f"{len(rows) - len(deviating)} of {len(rows)} nodes match the baseline", err=True)
     return 1 if deviating else 0

@@ -14,7 +14,9 @@ from orchestrator.planning.site import Site
 def inventory(listing: bool, host: str) -> None:
     """Ansible's inventory protocol, from the applied spec."""
     if not listing and not host:
-        raise BadInput("say --list or --host NODE", "ansible-playbook -i SCRIPT calls it with --list, where SCRIPT runs `rackray inventory`")
+        raise BadInput(
+            "say --list or --host NODE", "ansible-playbook -i SCRIPT calls it with --list, where SCRIPT runs `rackray inventory`"
+        )
     views = wiring.open_views(wiring.home())
     spec = views.state.spec
     assert spec is not None, "open_views refuses a home without a spec"  # noqa: S101
@@ -26,6 +28,11 @@ def inventory(listing: bool, host: str) -> None:
     groups: dict[str, dict[str, list[str]]] = {}
     for name in site.nodes:
         labels = site.labels(name)
-        for group in (f"rack_{labels['rack']}", f"leaf_{labels['leaf']}", f"feed_{labels['feed']}", f"state_{views.state.nodes[name].state}"):
+        for group in (
+            f"rack_{labels['rack']}",
+            f"leaf_{labels['leaf']}",
+            f"feed_{labels['feed']}",
+            f"state_{views.state.nodes[name].state}",
+        ):
             groups.setdefault(group.replace("-", "_"), {"hosts": []})["hosts"].append(name)
     print_json({"_meta": {"hostvars": variables}, "all": {"children": sorted(groups)}, **groups})

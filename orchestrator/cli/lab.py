@@ -20,8 +20,12 @@ def up(spec: Path) -> None:
     """Make the spec's machines, or add those the running lab lacks."""
     report = wiring.lab_up(wiring.home(), spec)
     there = f", {len(report.already_there)} were there already" if report.already_there else ""
-    click.echo(f"{len(report.added)} machines delivered ({', '.join(report.added) or 'none'}){there}: powered off, factory passwords, no image")
-    click.echo(f"image service {report.image_service_url} offers {report.image} {report.image_digest[:19]}; lab runs as {report.mode}, {report.took_s:.1f} s")
+    click.echo(
+        f"{len(report.added)} machines delivered ({', '.join(report.added) or 'none'}){there}: powered off, factory passwords, no image"
+    )
+    click.echo(
+        f"image service {report.image_service_url} offers {report.image} {report.image_digest[:19]}; lab runs as {report.mode}, {report.took_s:.1f} s"
+    )
     click.echo("the lab does not simulate the fabric: ranks talk over loopback", err=True)
 
 
@@ -32,7 +36,10 @@ def down() -> None:
     if not report.was_running:
         click.echo("no lab was running here")
         return
-    click.echo(f"{len(report.nodes)} machines gone; no process and no mount is left" + (f"; killed {report.killed}" if report.killed else ""))
+    click.echo(
+        f"{len(report.nodes)} machines gone; no process and no mount is left"
+        + (f"; killed {report.killed}" if report.killed else "")
+    )
 
 
 @lab.command()

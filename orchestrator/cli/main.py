@@ -18,7 +18,9 @@ class Row(NamedTuple):
 
 
 COMMANDS: Mapping[str, Row] = {
-    "validate": Row("orchestrator.cli.validate:validate", "Check a cluster spec: every problem at once, with its place and a way out."),
+    "validate": Row(
+        "orchestrator.cli.validate:validate", "Check a cluster spec: every problem at once, with its place and a way out."
+    ),
     "plan": Row("orchestrator.cli.plan:plan", "Show what apply would do, wave by wave, and why; changes nothing anywhere."),
     "apply": Row("orchestrator.cli.apply:apply", "Bring the cluster up or expand it; run again to resume."),
     "status": Row("orchestrator.cli.status:status", "Where every node stands, why, and since when."),

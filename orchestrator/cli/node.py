@@ -10,7 +10,7 @@ from orchestrator.cli.nodes import chosen
 from orchestrator.cli.output import age, confirm, print_json, print_table
 from orchestrator.cli.rollout_view import RolloutView
 from orchestrator.domain.errors import NotAsRequired
-from orchestrator.domain.node import SETTLED, NodeState
+from orchestrator.domain.node import SETTLED, NodeRecord, NodeState
 from orchestrator.execution.views import Views
 
 
@@ -31,6 +31,10 @@ def show(nodes: str, as_json: bool) -> None:
         rows = [{"name": r.name, "state": str(r.state), "because": r.because, "pins": dict(r.pins)} for r in records]
         print_json([{**row, "facts": each} for row, each in zip(rows, facts, strict=True)])
         return
+    _print_records(records)
+
+
+def _print_records(records: list[NodeRecord]) -> None:
     now_s = time.time()
     for record in records:
         click.echo(f"{record.name}  {record.state} for {age(now_s - record.since_s)}: {record.because}")

@@ -7,7 +7,14 @@ from typing import Any
 
 import click
 
-STATE_COLOURS = {"ready": "green", "allocated": "cyan", "quarantined": "red", "suspect": "yellow", "maintenance": "magenta", "retired": "bright_black"}
+STATE_COLOURS = {
+    "ready": "green",
+    "allocated": "cyan",
+    "quarantined": "red",
+    "suspect": "yellow",
+    "maintenance": "magenta",
+    "retired": "bright_black",
+}
 
 
 def print_json(data: Any) -> None:

@@ -35,7 +35,9 @@ def plan(spec: Path, as_json: bool, offline: bool) -> None:
         return
     print_plan(planned)
     if silent:
-        click.echo(f"{len(silent)} BMCs did not answer ({', '.join(silent[:5])}); their steps are planned as for new machines", err=True)
+        click.echo(
+            f"{len(silent)} BMCs did not answer ({', '.join(silent[:5])}); their steps are planned as for new machines", err=True
+        )
 
 
 def make_plan(spec: ClusterSpec, offline: bool = False) -> tuple[list[PlannedStep], list[str]]:

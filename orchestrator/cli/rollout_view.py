@@ -3,12 +3,17 @@
 import sys
 import time
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import click
 
 from orchestrator.domain.event import Event
 from orchestrator.domain.node import BRING_UP, SETTLED, NodeRecord, NodeState
 from orchestrator.execution.views import Views
+
+if TYPE_CHECKING:
+    from rich.live import Live
+    from rich.table import Table
 
 STAGES = (*BRING_UP, NodeState.READY)
 MOST_ROWS = 24
@@ -23,7 +28,7 @@ class RolloutView:
         self._shown_seq = asked
         self._began_s = time.monotonic()
         self._drawn_s = 0.0
-        self._live: object | None = None
+        self._live: Live | None = None
 
     def __enter__(self) -> "RolloutView":
         if sys.stdout.isatty():
@@ -35,9 +40,7 @@ class RolloutView:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        from rich.live import Live
-
-        if isinstance(self._live, Live):
+        if self._live is not None:
             self._live.__exit__(kind, error, trace)
 
     def show(self, views: Views) -> None:
@@ -50,18 +53,14 @@ class RolloutView:
         self._redraw(views)
 
     def _print(self, line: str) -> None:
-        from rich.live import Live
-
         stamped = f"{time.monotonic() - self._began_s:6.1f} s  {line}"
-        if isinstance(self._live, Live):
+        if self._live is not None:
             self._live.console.print(stamped, highlight=False, markup=False)
         else:
             click.echo(stamped)
 
     def _redraw(self, views: Views) -> None:
-        from rich.live import Live
-
-        if not isinstance(self._live, Live) or time.monotonic() - self._drawn_s < REDRAW_EVERY_S:
+        if self._live is None or time.monotonic() - self._drawn_s < REDRAW_EVERY_S:
             return
         self._drawn_s = time.monotonic()
         self._live.update(_table(views, time.monotonic() - self._began_s))
@@ -89,7 +88,7 @@ def line_for(event: Event) -> str:
     return ""
 
 
-def _table(views: Views, seconds: float) -> object:
+def _table(views: Views, seconds: float) -> "Table":
     from rich.table import Table
 
     records = sorted(views.state.nodes.values(), key=_interest)

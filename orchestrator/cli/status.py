@@ -32,7 +32,11 @@ def status(nodes: str, as_json: bool, listeners: bool) -> None:
     click.echo()
     click.echo(", ".join(f"{count} {state}" for state, count in as_json_status(views, names)["counts"].items()))
     lease = views.lease()
-    holder = f"a controller decides (epoch {lease.epoch})" if lease and lease.holder and lease.until_s > now_s else "no controller runs"
+    holder = (
+        f"a controller decides (epoch {lease.epoch})"
+        if lease and lease.holder and lease.until_s > now_s
+        else "no controller runs"
+    )
     click.echo(f"{holder}; spec {views.state.spec_file} ({views.state.spec_sha256[:12]})", err=True)
 
 
@@ -49,9 +53,17 @@ def as_json_status(views: Views, names: list[str]) -> dict[str, Any]:
 def _listeners(as_json: bool) -> None:
     found = wiring.listeners(wiring.home())
     if as_json:
-        print_json({"listeners": [{"address": f.address, "port": f.port, "process": f.process, "pid": f.pid, "what": f.what} for f in found]})
+        print_json(
+            {
+                "listeners": [
+                    {"address": f.address, "port": f.port, "process": f.process, "pid": f.pid, "what": f.what} for f in found
+                ]
+            }
+        )
         return
-    print_table(("address", "port", "pid", "process", "what"), [(f.address, str(f.port), str(f.pid), f.process, f.what) for f in found])
+    print_table(
+        ("address", "port", "pid", "process", "what"), [(f.address, str(f.port), str(f.pid), f.process, f.what) for f in found]
+    )
     wide = [each for each in found if not each.is_loopback]
     if wide:
         click.echo(

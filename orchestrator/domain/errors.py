@@ -1,16 +1,16 @@
 """Every error rackray raises on purpose.
 
-    RackrayError                 what, where, how much; `hint` is the way out; `exit_code` what the command line answers
-    ├── BadInput                 a file or an argument is wrong (exit 2); carries every problem at once
-    ├── NotAsRequired            the cluster or a run is not as it must be (exit 1)
-    ├── LeaseHeld                somebody else decides at the moment
-    ├── JournalBroken            the journal cannot be trusted or written; nothing goes on without it
-    ├── SecretMissing            a password, key or token is not where it must be, or is readable by others
-    └── PeerError                a BMC, node, image service or Ray answered wrongly, or not at all
-        ├── PeerUnreachable      nothing was sent: safe to try again
-        ├── PeerRefused          it answered no
-        ├── AnswerLost           something was sent and no answer came: look again, never assume
-        └── IdentityMismatch     another machine, key or certificate than the pinned one: nothing is written to it
+RackrayError                 what, where, how much; `hint` is the way out; `exit_code` what the command line answers
+├── BadInput                 a file or an argument is wrong (exit 2); carries every problem at once
+├── NotAsRequired            the cluster or a run is not as it must be (exit 1)
+├── LeaseHeld                somebody else decides at the moment
+├── JournalBroken            the journal cannot be trusted or written; nothing goes on without it
+├── SecretMissing            a password, key or token is not where it must be, or is readable by others
+└── PeerError                a BMC, node, image service or Ray answered wrongly, or not at all
+    ├── PeerUnreachable      nothing was sent: safe to try again
+    ├── PeerRefused          it answered no
+    ├── AnswerLost           something was sent and no answer came: look again, never assume
+    └── IdentityMismatch     another machine, key or certificate than the pinned one: nothing is written to it
 """
 
 from dataclasses import dataclass

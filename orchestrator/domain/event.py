@@ -1,19 +1,19 @@
 """What the journal holds: events. An event says that something changed; it is never edited or removed.
 
-    kind                  subject   data
-    spec.applied          cluster   spec (JSON), text, sha256, file, by
-    rollout.started       cluster   waves [[node, ...], ...], because
-    rollout.stopped       cluster   because
-    rollout.finished      cluster   ready, quarantined
-    node.moved            node      from, to, because
-    node.intended         node      operation, action, args, because
-    node.ended            node      operation, action, status, facts, reason, retryable
-    node.settled          node      operation, action, done, facts, because      (after a lost answer: what looking showed)
-    node.host_key         node      ssh_host_key, by, reason                     (`node enroll`)
-    run.*                 run       see domain/run.py
-    request.*             cluster   what somebody asks of the controller: by, host, reason, ...
-    request.handled       cluster   request (seq), answer
-    controller.took       cluster   holder
+kind                  subject   data
+spec.applied          cluster   spec (JSON), text, sha256, file, by
+rollout.started       cluster   waves [[node, ...], ...], because
+rollout.stopped       cluster   because
+rollout.finished      cluster   ready, quarantined
+node.moved            node      from, to, because
+node.intended         node      operation, action, args, because
+node.ended            node      operation, action, status, facts, reason, retryable
+node.settled          node      operation, action, done, facts, because      (after a lost answer: what looking showed)
+node.host_key         node      ssh_host_key, by, reason                     (`node enroll`)
+run.*                 run       see domain/run.py
+request.*             cluster   what somebody asks of the controller: by, host, reason, ...
+request.handled       cluster   request (seq), answer
+controller.took       cluster   holder
 """
 
 from collections.abc import Mapping

@@ -98,7 +98,9 @@ class Journal:
         try:
             _META.create_all(self._engine)
         except sa.exc.DatabaseError as error:
-            raise JournalBroken(f"cannot open the journal {url}: {error.orig}", "restore it from a backup, or name another RACKRAY_HOME") from error
+            raise JournalBroken(
+                f"cannot open the journal {url}: {error.orig}", "restore it from a backup, or name another RACKRAY_HOME"
+            ) from error
 
     def close(self) -> None:
         """Close every connection. A process that forks must do so first: SQLite's locks do not survive a fork."""
@@ -269,7 +271,9 @@ class _Writing:
 
 def _translate(error: BaseException | None) -> None:
     if isinstance(error, sa.exc.DatabaseError):
-        raise JournalBroken(f"the journal refused a transaction: {error.orig}", "check the disk under RACKRAY_HOME, then start again") from error
+        raise JournalBroken(
+            f"the journal refused a transaction: {error.orig}", "check the disk under RACKRAY_HOME, then start again"
+        ) from error
 
 
 def _sqlite_durable(connection: Any, _record: Any) -> None:

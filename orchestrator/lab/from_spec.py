@@ -11,7 +11,9 @@ from orchestrator.lab.plan import FirmwareImage, LabSpec, NodePlan, PlantedFault
 def lab_spec(spec: ClusterSpec) -> LabSpec:
     """The lab of `spec`. Raises BadInput for a spec of real machines, LabError for addresses off loopback."""
     if spec.lab is None:
-        raise BadInput(f"cluster {spec.cluster} has no `lab:` section: its machines are real, or meant to be", "use a spec made for the lab")
+        raise BadInput(
+            f"cluster {spec.cluster} has no `lab:` section: its machines are real, or meant to be", "use a spec made for the lab"
+        )
     service = urlsplit(spec.services.image.url)
     lab = LabSpec(
         nodes=tuple(_node(spec, node) for node in spec.nodes),

@@ -74,7 +74,11 @@ class SimulatedSite:
 
         def tell() -> None:
             lost = self.lose_answer(operation)
-            answer(Outcome(operation.id, operation.node, operation.action, Status.UNKNOWN, reason="answer lost") if lost else found[0])
+            answer(
+                Outcome(operation.id, operation.node, operation.action, Status.UNKNOWN, reason="answer lost")
+                if lost
+                else found[0]
+            )
 
         self.at(self.now_s + duration_s / 2, act)
         self.at(self.now_s + duration_s, tell)
@@ -103,7 +107,12 @@ class SimulatedNode:
     """One machine with an operating system that is a handful of facts."""
 
     def __init__(
-        self, site: SimulatedSite, spec: ClusterSpec, node: Node, faults: Sequence[LabFault], catalog: Mapping[str, tuple[str, str]]
+        self,
+        site: SimulatedSite,
+        spec: ClusterSpec,
+        node: Node,
+        faults: Sequence[LabFault],
+        catalog: Mapping[str, tuple[str, str]],
     ) -> None:
         sku = spec.sku_of(node)
         stale = {fault.component: fault.version for fault in faults if fault.fault == "stale_firmware"}
@@ -234,11 +243,19 @@ class SimulatedNode:
         task = self.machine.task(args["task"].rpartition("/")[2], self.site.now_s)
         if task is None:
             return {"task": args["task"], "state": "Vanished", "status": "", "percent": None, "messages": []}
-        return {"task": args["task"], "state": str(task.state), "status": "OK", "percent": task.percent, "messages": [task.message]}
+        return {
+            "task": args["task"],
+            "state": str(task.state),
+            "status": "OK",
+            "percent": task.percent,
+            "messages": [task.message],
+        }
 
     def tasks(self, args: Mapping[str, Any]) -> Mapping[str, Any]:
         listed = self.machine.tasks(self.site.now_s)
-        return {"tasks": [{"task": f"/tasks/{t.id}", "name": t.part_id, "state": str(t.state), "percent": t.percent} for t in listed]}
+        return {
+            "tasks": [{"task": f"/tasks/{t.id}", "name": t.part_id, "state": str(t.state), "percent": t.percent} for t in listed]
+        }
 
     def image_report(self, args: Mapping[str, Any]) -> Mapping[str, Any]:
         installed = self.image_installed_at_s is not None
@@ -296,7 +313,9 @@ class SimulatedNode:
         return self.machine.power_state(self.site.now_s) is not PowerState.OFF
 
 
-OVER_SSH = frozenset({Action.SSH_IDENTIFY, Action.SSH_EXEC, Action.PLAYBOOK, Action.NODE_PROBE, Action.NODE_COMPUTE, Action.CELL_JOIN})
+OVER_SSH = frozenset(
+    {Action.SSH_IDENTIFY, Action.SSH_EXEC, Action.PLAYBOOK, Action.NODE_PROBE, Action.NODE_COMPUTE, Action.CELL_JOIN}
+)
 VERBS: Mapping[Action, Callable[[SimulatedNode, Mapping[str, Any]], Mapping[str, Any]]] = {
     Action.BMC_IDENTIFY: SimulatedNode.identify,
     Action.BMC_OBSERVE: SimulatedNode.observe,
@@ -346,7 +365,9 @@ class SimulatedHands:
             if self._may_act(operation.epoch):
                 self._site.submit(operation, self._outcomes.append)
             else:
-                self._outcomes.append(Outcome(operation.id, operation.node, operation.action, Status.FENCED, reason="the epoch has passed"))
+                self._outcomes.append(
+                    Outcome(operation.id, operation.node, operation.action, Status.FENCED, reason="the epoch has passed")
+                )
 
     def poll(self) -> list[Outcome]:
         """What has come since the last call."""

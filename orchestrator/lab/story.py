@@ -84,7 +84,9 @@ class Story:
         ended = sum(r["method"] == "DELETE" for r in requests)
         self._check(created == ended, f"plan opened {created} sessions and closed {ended}")
         self._check(_tree(self.home, but="access") == before, "plan wrote a file")
-        self._note(f"plan made {len(requests)} requests to four BMCs: GET, and {created} sessions of its own, closed again; it wrote nothing")
+        self._note(
+            f"plan made {len(requests)} requests to four BMCs: GET, and {created} sessions of its own, closed again; it wrote nothing"
+        )
 
     def _bring_up(self) -> None:
         self._command("apply", self._spec("lab-4"), "--yes", expect=1)
@@ -205,9 +207,12 @@ class Story:
         return [json.loads(line) for line in path.read_text().splitlines()]
 
     def _bmc_requests(self) -> list[dict[str, Any]]:
-        logs = sorted((self.home / "lab").rglob("*access*"))
+        logs = self._access_logs()
         self._check(bool(logs), "the BMCs kept no access log")
         return [json.loads(line) for log in logs for line in log.read_text().splitlines()]
+
+    def _access_logs(self) -> list[Path]:
+        return sorted((self.home / "lab" / "nodes").glob("*/bmc_access.log"))
 
     def _leftovers(self) -> list[str]:
         """Processes that still name this home in their command line or environment, other than this one and its ancestors."""
@@ -227,7 +232,7 @@ class Story:
     # ------------------------------------------------------------------ telling
     def _keep_logs(self) -> None:
         """The lab takes its disks with it: what the summary points to is copied first."""
-        for path in (*(self.home / "lab" / "shared" / "rackray" / "runs").rglob("rank-*.log"), *(self.home / "lab").rglob("*access*.jsonl")):
+        for path in (*(self.home / "lab" / "shared" / "rackray" / "runs").rglob("rank-*.log"), *self._access_logs()):
             kept = self.home / "logs" / path.relative_to(self.home / "lab")
             kept.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, kept)

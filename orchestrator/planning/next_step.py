@@ -15,8 +15,8 @@ from orchestrator.domain.plan import Decision, Hold, Move, Rest, Settle, Step
 from orchestrator.domain.spec import Node, Rollout, Sku
 from orchestrator.planning.firmware import audit
 from orchestrator.planning.health import judge_probe
-from orchestrator.planning.site import Site
 from orchestrator.planning.settle import settle_after
+from orchestrator.planning.site import Site
 
 BACKOFF_CAP_S = 60.0
 POWER_SETTLES_S = 30.0
@@ -76,7 +76,9 @@ def _held_up(context: Context) -> Decision | None:
         return context.quarantine(f"{record.failures} exchanges in a row failed in {record.state}; the last: {problem}")
     stage_s = context.now_s - record.since_s
     if record.state is not NodeState.ENROLLED and stage_s > policy.stage_limit_s:
-        return context.quarantine(f"{stage_s:.0f} s in {record.state}, over the limit of {policy.stage_limit_s:.0f} s; last problem: {problem}")
+        return context.quarantine(
+            f"{stage_s:.0f} s in {record.state}, over the limit of {policy.stage_limit_s:.0f} s; last problem: {problem}"
+        )
     if record.state is NodeState.ENROLLED and record.silences >= policy.attempts:
         return context.quarantine(f"its BMC at {context.node.bmc} does not answer after {record.silences} tries: {problem}")
     until_s = record.failed_at_s + backoff_s(record, policy)
@@ -106,7 +108,9 @@ def _enrolled(context: Context) -> Decision:
     if seen is None:
         return context.step(Action.BMC_IDENTIFY, "nothing has answered at its BMC address yet")
     if seen.get("password_change_required") and not seen.get("serial"):
-        return context.move(NodeState.IDENTIFIED, "BMC answers with the delivered certificate; serial is read after the password change")
+        return context.move(
+            NodeState.IDENTIFIED, "BMC answers with the delivered certificate; serial is read after the password change"
+        )
     wrong = _wrong_identity(seen, context)
     return wrong or context.move(NodeState.IDENTIFIED, f"BMC says serial {seen['serial']}, model {seen['model']}, as in the spec")
 
@@ -179,7 +183,9 @@ def _powered(context: Context) -> Decision:
     reset = (record.fact(Action.BMC_POWER) or {}).get("reset")
     booted = boot_at_s > 0 and power_at_s > boot_at_s and reset == "On"
     if report is None or (booted and record.fact_at_s(Action.IMAGE_REPORT) <= power_at_s):
-        return _ask_for_image(context, "has the network boot laid the image down?" if booted else "does it carry the image already?")
+        return _ask_for_image(
+            context, "has the network boot laid the image down?" if booted else "does it carry the image already?"
+        )
     lacks = _lacks_image(report)
     if not lacks:
         return context.move(NodeState.IMAGED, f"image {report['image']} {report['digest'][:19]} read back, SSH host key pinned")
@@ -209,7 +215,9 @@ def _imaged(context: Context) -> Decision:
         return context.step(Action.SSH_IDENTIFY, "who is behind the SSH port?")
     wanted = (context.record.fact(Action.IMAGE_REPORT) or {}).get("wanted_digest")
     if seen["serial"] != context.node.serial:
-        return context.quarantine(f"the machine at {context.node.address} says serial {seen['serial']!r}, the spec {context.node.serial!r}")
+        return context.quarantine(
+            f"the machine at {context.node.address} says serial {seen['serial']!r}, the spec {context.node.serial!r}"
+        )
     if wanted and seen["image_digest"] != wanted:
         return context.quarantine(f"it runs image {seen['image_digest']!r}, the image service publishes {wanted!r}")
     return context.move(NodeState.REACHABLE, f"SSH with the pinned host key, serial {seen['serial']}, kernel {seen['kernel']}")
@@ -218,9 +226,12 @@ def _imaged(context: Context) -> Decision:
 def _reachable(context: Context) -> Decision:
     done = context.record.fact(Action.PLAYBOOK)
     if done is None:
-        variables = {**context.site.labels(context.node.name), "shared_directory": context.site.spec.runtime.shared_directory}
+        variables: dict[str, Any] = dict(context.site.labels(context.node.name))
+        variables["shared_directory"] = context.site.spec.runtime.shared_directory
         variables["lab"] = context.site.spec.lab is not None
-        return context.step(Action.PLAYBOOK, "bring the operating system to the site's state", playbook="bring_up.yml", variables=variables)
+        return context.step(
+            Action.PLAYBOOK, "bring the operating system to the site's state", playbook="bring_up.yml", variables=variables
+        )
     skipped = done.get("skipped") or []
     tail = f"; skipped here: {', '.join(skipped)}" if skipped else ""
     return context.move(NodeState.CONFIGURED, f"playbook bring_up: {done['ok']} tasks ok, {done['changed']} changed{tail}")
@@ -297,7 +308,10 @@ def _firmware_ok(context: Context) -> Decision:
     if not compute["repeatable"]:
         return context.quarantine(f"the same product computed twice on {compute['device']} differs: silent data corruption")
     count = context.sku.gpus.count
-    return context.move(NodeState.ACCEPTED, f"{count} GPUs healthy; compute check on {compute['device']}: {compute['gflops']:.0f} GFLOP/s, repeatable")
+    return context.move(
+        NodeState.ACCEPTED,
+        f"{count} GPUs healthy; compute check on {compute['device']}: {compute['gflops']:.0f} GFLOP/s, repeatable",
+    )
 
 
 def _last_disturbance_s(record: NodeRecord) -> float:

@@ -15,6 +15,10 @@ from orchestrator.planning.site import Site
 LIMIT = 200
 """More decisions than this for one node would be a circle in the lifecycle."""
 
+LASTING = (Action.BMC_IDENTIFY, Action.IMAGE_REPORT, Action.BMC_FIRMWARE)
+"""Looks at what stays as it is until one of CHANGES changes it."""
+CHANGES = (Action.BMC_CREDENTIAL, Action.BMC_BOOT_ONCE, Action.BMC_POWER, Action.BMC_UPDATE)
+
 
 @dataclass(frozen=True, slots=True)
 class PlannedStep:
@@ -24,7 +28,9 @@ class PlannedStep:
     wave: int
 
 
-def preview(site: Site, nodes: Mapping[str, NodeRecord], seen: Mapping[str, Mapping[Action, Mapping[str, Any]]]) -> list[PlannedStep]:
+def preview(
+    site: Site, nodes: Mapping[str, NodeRecord], seen: Mapping[str, Mapping[Action, Mapping[str, Any]]]
+) -> list[PlannedStep]:
     """Every step `apply` would take, wave by wave.
 
     `nodes` are the journal's records (empty for a new cluster); `seen` holds what plan itself has just observed, read-only,
@@ -42,7 +48,7 @@ def preview(site: Site, nodes: Mapping[str, NodeRecord], seen: Mapping[str, Mapp
 def _walk(record: NodeRecord, site: Site, seen: Mapping[Action, Mapping[str, Any]]) -> list[Step]:
     steps: list[Step] = []
     now_s = record.since_s + 1.0
-    world = dict(seen)
+    world = {**_known(record, site), **seen}
     record = replace(record, open=None, failures=0, silences=0, failed_at_s=float("-inf"), since_s=now_s)
     for _ in range(LIMIT):
         now_s += 1.0
@@ -63,6 +69,21 @@ def _walk(record: NodeRecord, site: Site, seen: Mapping[Action, Mapping[str, Any
             case _:
                 return steps
     raise AssertionError(f"{record.name}: {LIMIT} decisions without an end; the lifecycle runs in a circle at {record.state}")
+
+
+def _known(record: NodeRecord, site: Site) -> dict[Action, Mapping[str, Any]]:
+    """What the record says of the world: what was read of things that last, and then every change made since, in its order.
+
+    A look that was taken while something was still on its way ("not installed yet") is past; what it waited for is the change.
+    """
+    world = {action: record.facts[action].values for action in LASTING if action in record.facts}
+    made = [(fact.at_s, action, fact.values) for action, fact in record.facts.items() if action in CHANGES]
+    begun = record.open or record.lost
+    if begun is not None and begun.action in CHANGES:
+        made.append((begun.at_s, begun.action, begun.args))
+    for _at_s, action, values in sorted(made, key=lambda change: change[0]):
+        world.update(_after(Step(record.name, action, "", dict(values)), site, world))
+    return world
 
 
 def _success(step: Step, site: Site, world: dict[Action, Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -111,7 +132,9 @@ def _after(step: Step, site: Site, world: Mapping[Action, Mapping[str, Any]]) ->
         parts = (world.get(Action.BMC_FIRMWARE) or {}).get("components", [])
         return {
             Action.BMC_FIRMWARE: {
-                "components": [{**part, "version": step.args["version"]} if part["id"] == step.args["component"] else part for part in parts]
+                "components": [
+                    {**part, "version": step.args["version"]} if part["id"] == step.args["component"] else part for part in parts
+                ]
             }
         }
     return {}

@@ -62,7 +62,9 @@ class Refusal:
     because: str
 
 
-def admit(steps: Iterable[Step], rollout: RolloutRecord, nodes: Mapping[str, NodeRecord], site: Site) -> tuple[list[Step], list[Refusal]]:
+def admit(
+    steps: Iterable[Step], rollout: RolloutRecord, nodes: Mapping[str, NodeRecord], site: Site
+) -> tuple[list[Step], list[Refusal]]:
     """Which steps may go now: those of open waves, within the number of nodes in flight, within every rack's and feed's power."""
     wave_of = {name: index for index, wave in enumerate(rollout.waves) for name in wave}
     current = open_wave(rollout, nodes)

@@ -81,7 +81,14 @@ def test_expansion_touches_only_the_new_nodes(tmp_path: Path) -> None:
     rehearsal.request("request.requalify", nodes=["r02-n2"], reason="GPU reset")
     began = len(rehearsal.site.deeds)
     new = spec.nodes[0].model_copy(
-        update={"name": "r01-n3", "serial": "LAB00005", "unit": 9, "bmc": "127.2.1.3", "address": "127.1.1.3", "mac": "02:00:00:00:01:03"}
+        update={
+            "name": "r01-n3",
+            "serial": "LAB00005",
+            "unit": 9,
+            "bmc": "127.2.1.3",
+            "address": "127.1.1.3",
+            "mac": "02:00:00:00:01:03",
+        }
     )
     larger = spec.model_copy(update={"nodes": (*spec.nodes, new)})
     rehearsal.site.extend(larger)
@@ -111,7 +118,9 @@ def test_the_failure_budget_stops_new_waves(tmp_path: Path) -> None:
     assert waiting and all(deed.node not in waiting for deed in rehearsal.site.deeds)
 
 
-@pytest.mark.parametrize("action", sorted(MUTATING & {a for a in Action if not a.startswith(("rank", "ssh.exec", "bmc.locate", "cell.leave"))}))
+@pytest.mark.parametrize(
+    "action", sorted(MUTATING & {a for a in Action if not a.startswith(("rank", "ssh.exec", "bmc.locate", "cell.leave"))})
+)
 def test_a_lost_answer_leads_to_looking_and_no_disruptive_step_is_done_twice(tmp_path: Path, action: Action) -> None:
     undisturbed = Rehearsal(tmp_path, seed=3)
     wanted = {name: str(record.state) for name, record in undisturbed.apply().nodes.items()}

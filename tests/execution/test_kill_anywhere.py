@@ -20,6 +20,7 @@ from orchestrator.execution.journal import Journal
 from orchestrator.lab.simulation import SimulatedHands, SimulatedSite, VirtualClock
 from tests.execution.site import a_controller, apply_request, lab_4
 
+
 def two_nodes() -> ClusterSpec:
     """The lab's two nodes with something planted: every kind of step happens, and as few of them as possible."""
     spec = lab_4()
