@@ -1,0 +1,124 @@
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from orchestrator.cli.spec_docs import BEGIN, END, main, with_fields
+from orchestrator.cli.validate import validate
+
+SPECS = Path(__file__).parents[2] / "cluster_specs"
+BAD = (
+    (SPECS / "lab-4.yaml")
+    .read_text()
+    .replace("cluster: lab\n", "clutser: lab\n")
+    .replace("rack: r02, unit: 5", "rack: r20, unit: 5")
+)
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(validate, arguments, standalone_mode=False)
+
+
+def test_a_valid_spec_is_summed_up_in_one_line() -> None:
+    result = run(str(SPECS / "lab-4.yaml"))
+    assert result.return_value == 0
+    assert (
+        result.stdout
+        == f"{SPECS / 'lab-4.yaml'} is valid: 4 nodes, 8 GPUs, 2 racks; feed A 5.2 of 17.0 kW, feed B 5.2 of 17.0 kW\n"
+    )
+    assert result.stderr == ""
+
+
+def test_problems_go_to_stderr_one_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(BAD)
+    about = "(cluster: Name of the cluster, as reports and events show it)"
+    otherwise = "Otherwise add r20 to `racks`"
+    result = run(str(path))
+    assert result.return_value == 2
+    assert result.stdout == ""
+    assert result.stderr.splitlines() == [
+        f"{path}:1:1: `cluster` is missing in the file; add `cluster: ...` {about}",
+        f"{path}:4:1: `clutser` is not a key of this file; did you mean `cluster`?",
+        f"{path}:52:26: nodes[3] (r02-n2) stands in rack r20, which `racks` does not have; did you mean r02? {otherwise}",
+        f"{path} has 3 problems; nothing was touched",
+    ]
+
+
+def test_json_has_the_verdict_the_counts_and_every_problem(tmp_path: Path) -> None:
+    good = run(str(SPECS / "lab-6.yaml"), "--json")
+    assert good.return_value == 0
+    assert json.loads(good.stdout) == {"ok": True, "nodes": 6, "gpus": 12, "racks": 2, "problems": []}
+    (tmp_path / "bad.yaml").write_text(BAD)
+    bad = run(str(tmp_path / "bad.yaml"), "--json")
+    assert bad.return_value == 2
+    answer = json.loads(bad.stdout)
+    assert answer["ok"] is False
+    assert [(p["line"], p["column"]) for p in answer["problems"]] == [(1, 1), (4, 1), (52, 26)]
+    assert all(
+        set(p) == {"file", "line", "column", "message", "hint"} and p["file"] == str(tmp_path / "bad.yaml")
+        for p in answer["problems"]
+    )
+
+
+@pytest.mark.parametrize("name", ["nowhere.yaml", "."])
+def test_what_is_no_file_is_a_sentence(tmp_path: Path, name: str) -> None:
+    result = run(str(tmp_path / name))
+    assert result.return_value == 2
+    assert result.stderr.startswith(f"{tmp_path / name}: ") and "Traceback" not in result.stderr
+    answer = json.loads(run(str(tmp_path / name), "--json").stdout)
+    assert (answer["ok"], answer["problems"][0]["line"]) == (False, 0)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_an_unreadable_file_is_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "closed.yaml"
+    path.write_text(BAD)
+    path.chmod(0)
+    assert "cannot be read: Permission denied" in run(str(path)).stderr
+
+
+def test_the_real_command_writes_nothing_and_takes_under_a_second_of_processor_time(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text(BAD)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    environment = {**os.environ, "PYTHONPATH": str(SPECS.parent), "HOME": str(tmp_path), "RACKRAY_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-B", "-m", "orchestrator.cli.main", "validate"]
+    specs = (str(SPECS / "lab-4.yaml"), "bad.yaml")
+    codes = [
+        subprocess.run([*command, spec], cwd=tmp_path, capture_output=True, timeout=60, env=environment).returncode
+        for spec in specs
+    ]
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert codes == [0, 2]
+    assert os.listdir(tmp_path) == ["bad.yaml"]
+    assert (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / 2 < 1
+
+
+def test_the_readme_of_the_specs_explains_the_fields_as_the_schema_does() -> None:
+    readme = (SPECS / "README.md").read_text()
+    assert readme == with_fields(readme), "run: python -m orchestrator.cli.spec_docs cluster_specs/README.md"
+    assert "| `max_w` | number, more than 0, at most 1,000,000,000 | **required** | Largest sustained draw" in readme
+    named = {path.name for path in SPECS.glob("*.yaml")}
+    assert all(f"`{name}`" in readme for name in named)
+
+
+def test_every_field_of_a_spec_is_explained() -> None:
+    rows = [line for line in with_fields(f"{BEGIN}\n{END}").splitlines() if line.startswith("| `")]
+    assert len(rows) > 60
+    assert [row for row in rows if row.endswith("|  |")] == []
+
+
+def test_the_generator_rewrites_only_what_is_between_its_markers(tmp_path: Path) -> None:
+    path = tmp_path / "README.md"
+    path.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    assert main([str(path)]) == 0
+    text = path.read_text()
+    assert text.startswith(f"before\n{BEGIN}\n\n### The file") and text.endswith(f"{END}\nafter\n") and "\nold\n" not in text
+    with pytest.raises(ValueError, match="needs the lines"):
+        with_fields("no markers")
+    assert main([]) == 2
