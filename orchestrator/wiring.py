@@ -204,7 +204,7 @@ def rank_log(folder: Path, run: "RunRecord", rank: int, lines: int) -> str:
 
 # ---------------------------------------------------------------------- hands
 def build_hands(folder: Path, spec: ClusterSpec) -> "Hands":
-    """The muscles of a controller: shards on the management Ray (or threads, with RACKRAY_HANDS=local), and the cell's own Ray."""
+    """A controller's muscles: shards on the management Ray (threads with RACKRAY_HANDS=local), and the cell's own Ray."""
     from orchestrator.drivers.cell_hands import CellHands
     from orchestrator.drivers.ray_hands import RayHands
     from orchestrator.drivers.ray_head import HeadConfig
@@ -369,4 +369,8 @@ def ansible_variables(folder: Path, views: "Views") -> dict[str, dict[str, Any]]
     pinned = {
         name: record for name, record in views.state.nodes.items() if name in site.nodes and record.pins.get("ssh_host_key")
     }
-    return {name: host_variables(site.target(record), SecretStore(folder), folder) for name, record in pinned.items()}
+    variables = {}
+    for name, record in pinned.items():
+        ours = {f"rackray_{key}": value for key, value in site.playbook_variables(name).items()}
+        variables[name] = {**host_variables(site.target(record), SecretStore(folder), folder), **ours}
+    return variables

@@ -5,7 +5,7 @@ from orchestrator.domain.state import ClusterState
 
 
 def chosen(text: str, state: ClusterState) -> list[str]:
-    """The nodes `text` names, in the spec's order; all of them when it is empty. Raises BadInput for unknown or unreadable names."""
+    """The nodes `text` names, in the spec's order; all when it is empty. Raises BadInput for unknown or unreadable names."""
     order = [node.name for node in state.spec.nodes] if state.spec else []
     order += [name for name in state.nodes if name not in set(order)]
     if not text:

@@ -163,7 +163,7 @@ class Journal:
 
     # ------------------------------------------------------------------ the lease
     def is_free(self, lease: Lease | None, now_s: float) -> bool:
-        """Whether anyone may take the lease: given back, its holder has ended, or it ran out so long ago that the last exchange is over."""
+        """Whether anyone may take it: given back, its holder has ended, or it ran out so long ago that every exchange is over."""
         return lease is None or not lease.holder or self._has_ended(lease.holder) or now_s > lease.until_s + TAKEOVER_GRACE_S
 
     def take_lease(self, holder: str, now_s: float) -> int:

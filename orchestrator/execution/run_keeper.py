@@ -144,7 +144,7 @@ class RunKeeper:
         self._hands.submit(operations)
 
     def _keep_lines(self, run_id: str, lines: Sequence[Mapping[str, Any]]) -> None:
-        """Append rank 0's lines to the run's own file, for curves and logs; a line that a killed controller kept already is left out."""
+        """Append rank 0's lines to the run's file, for curves and logs; what a killed controller kept already is left out."""
         path = self._home / "runs" / run_id / "progress.jsonl"
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         kept = path.read_text().splitlines()[-TAIL_LINES:] if path.exists() else []

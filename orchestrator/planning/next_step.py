@@ -141,7 +141,7 @@ def _identified(context: Context) -> Decision:
 
 
 def _credentialed(context: Context) -> Decision:
-    """Power on. A machine without the image gets its one-time boot order first, while it is off: its first boot is the right one."""
+    """Power on. A machine without the image gets its one-time boot order while it is off: so its first boot is the right one."""
     record = context.record
     seen = record.fact(Action.BMC_OBSERVE)
     power_at_s = record.fact_at_s(Action.BMC_POWER)
@@ -226,12 +226,9 @@ def _imaged(context: Context) -> Decision:
 def _reachable(context: Context) -> Decision:
     done = context.record.fact(Action.PLAYBOOK)
     if done is None:
-        variables: dict[str, Any] = dict(context.site.labels(context.node.name))
-        variables["shared_directory"] = context.site.spec.runtime.shared_directory
-        variables["lab"] = context.site.spec.lab is not None
-        return context.step(
-            Action.PLAYBOOK, "bring the operating system to the site's state", playbook="bring_up.yml", variables=variables
-        )
+        variables = context.site.playbook_variables(context.node.name)
+        because = "bring the operating system to the site's state"
+        return context.step(Action.PLAYBOOK, because, playbook="bring_up.yml", variables=variables)
     skipped = done.get("skipped") or []
     tail = f"; skipped here: {', '.join(skipped)}" if skipped else ""
     return context.move(NodeState.CONFIGURED, f"playbook bring_up: {done['ok']} tasks ok, {done['changed']} changed{tail}")

@@ -57,7 +57,7 @@ def _boot_once(lost: OpenOperation, seen: Mapping[str, Any]) -> Verdict:
 
 
 def _update(lost: OpenOperation, seen: Mapping[str, Any]) -> Verdict:
-    """A task that the BMC still runs, or finished for this component, is our lost one: an intent is journaled before each POST."""
+    """A task that was not listed before the POST is our lost one, whether it still runs or has finished."""
     known = set(lost.args.get("tasks_before", ()))
     ours = [task for task in seen["tasks"] if task["task"] not in known]
     return bool(ours), {"task": ours[-1]["task"]} if ours else {}

@@ -1,6 +1,7 @@
 """The applied spec, indexed for planning: one lookup per question, made once per spec."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from orchestrator.domain.node import NodeRecord
 from orchestrator.domain.operation import Target
@@ -35,6 +36,15 @@ class Site:
         """Labels the node carries in its cell."""
         node, rack = self.nodes[name], self.rack(name)
         return {"node": name, "rack": node.rack, "leaf": rack.leaf, "feed": rack.feed}
+
+    def playbook_variables(self, name: str) -> dict[str, Any]:
+        """What the playbooks are told of one node, whoever runs them; each becomes the host variable `rackray_<key>`."""
+        return {
+            **self.labels(name),
+            "shared_directory": self.spec.runtime.shared_directory,
+            "lab": self.spec.lab is not None,
+            "trusted_networks": [str(self.spec.subnets.management)],
+        }
 
     def target(self, record: NodeRecord) -> Target:
         """Where the node is, and who it must be according to the spec and the pins so far."""
