@@ -1,0 +1,180 @@
+"""The deciding command is killed with SIGKILL on the wire, at the worst moments; the same command, run again, goes on.
+
+What counts is what the machines saw: the BMCs' access logs, the processes in the nodes, the lines a training run wrote.
+"""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from orchestrator.drivers.processes import ProcessId
+from tests.scenarios.lab_world import LabWorld, Running, skip_unless_possible, write_spec
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+FIRST, SECOND = "r01-n1", "r01-n2"
+STALE = {"node": FIRST, "fault": "stale_firmware", "component": "NIC1", "version": "28.36.1010"}
+RESET = "Actions/ComputerSystem.Reset"
+SIMPLE_UPDATE = "Actions/UpdateService.SimpleUpdate"
+LATE_S = 0.25
+"""Every answer of the first node's BMC comes this late: a command killed when the BMC has obeyed has not heard of it."""
+STEPS = 150
+JOB = f"""\
+rackray_job: 1
+name: survivor
+nodes: 2
+model: {{layers: 2, d_model: 32, heads: 4, d_ff: 64, vocabulary: 512, positions: 32}}
+data: {{corpus: python-stdlib, name: python-stdlib}}
+layout: {{data: 2, zero: 1}}
+batch: {{global_sequences: 8, micro_sequences: 2, sequence_tokens: 32}}
+optimizer: {{lr: 0.002, warmup_steps: 5}}
+steps: {STEPS}
+evaluate_every_steps: 75
+checkpoint: {{every_steps: 75, keep: 2}}
+seed: 7
+heartbeat_limit_s: 180
+attempts: 1
+"""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabWorld]:
+    skip_unless_possible()
+    world = LabWorld(tmp_path_factory.mktemp("kill"), hands="local")
+    try:
+        yield world
+    finally:
+        world.close()
+
+
+def one_node(world: LabWorld) -> str:
+    """A lab of one node that needs everything: password, power, image, playbook, firmware, join."""
+    spec = str(write_spec(world.folder / "one.yaml", [FIRST], [STALE]))
+    world.must("lab", "up", "--spec", spec)
+    return spec
+
+
+def two_nodes(world: LabWorld) -> str:
+    spec = str(write_spec(world.folder / "two.yaml", [FIRST, SECOND], [STALE]))
+    world.must("lab", "up", "--spec", spec)
+    return spec
+
+
+def killed_when_bmc_obeyed(world: LabWorld, spec: str, action: str) -> None:
+    """Run apply and kill it once the first node's BMC has taken a POST to `action`; the answer is still on its way."""
+    before = count(world, action)
+    apply = world.start("apply", spec, "--yes")
+    world.wait_until(lambda: count(world, action) > before, f"POST {action}", apply)
+    apply.kill()
+    assert open_actions(world, FIRST), f"the answer to {action} was journaled: the kill came too late to matter"
+
+
+def count(world: LabWorld, action: str) -> int:
+    return sum(r.method == "POST" and r.path.endswith(action) for r in world.requests(FIRST))
+
+
+def open_actions(world: LabWorld, node: str) -> list[str]:
+    """Actions on `node` whose intent is journaled and whose end is not."""
+    intended = {event.data["operation"]: event.data["action"] for event in world.events("node.intended", node)}
+    for event in world.events("node.ended", node):
+        intended.pop(event.data["operation"], None)
+    return list(intended.values())
+
+
+def killed_when(world: LabWorld, apply: Running, action: str, sign: tuple[str, ...], group: bool = False) -> list[ProcessId]:
+    """Kill `apply` while `action` is open and a process with the words `sign` works on it; returns those processes."""
+    found: list[ProcessId] = world.wait_until(
+        lambda: action in open_actions(world, FIRST) and world.processes(*sign), f"{action}: {sign}", apply
+    )
+    apply.kill(group)
+    assert action in open_actions(world, FIRST), f"{action} had ended: the kill came too late to matter"
+    return found
+
+
+def test_a_bring_up_killed_at_every_stage_repeats_no_disruptive_step(world: LabWorld) -> None:
+    spec = one_node(world)
+    world.must("lab", "fault", FIRST, "bmc_slow", f"seconds={LATE_S}")
+    killed_when_bmc_obeyed(world, spec, RESET)
+    killed_when(world, world.start("apply", spec, "--yes"), "ansible.playbook", ("ansible-playbook", str(world.home)))
+    killed_when_bmc_obeyed(world, spec, SIMPLE_UPDATE)
+    joining = world.start("apply", spec, "--yes")
+    killed_when(world, joining, "cell.join", ("ray.scripts.scripts", f"--node-name={FIRST}"), group=True)
+    world.must("lab", "fault", FIRST, "bmc_slow", "--heal")
+
+    done = world.rackray("apply", spec, "--yes")
+
+    assert done.status == 0, str(done)
+    assert world.states() == {FIRST: "ready"}
+    writes = world.writes(FIRST)
+    changes = {line.rpartition("/")[2] if "Actions" in line else line: times for line, times in writes.items()}
+    assert changes == {
+        "PATCH /redfish/v1/AccountService/Accounts/1": 1,
+        "POST /redfish/v1/AccountService/Accounts": 1,
+        "PATCH /redfish/v1/Systems/1": 1,
+        "ComputerSystem.Reset": 1,
+        "UpdateService.SimpleUpdate": 1,
+    }
+    assert len(world.events("controller.took")) == 5, "each command decided once, and only after the one before had ended"
+    joins = [event for event in world.events("node.intended", FIRST) if event.data["action"] == "cell.join"]
+    assert len(joins) == 1, "the join that outlived its command was repeated"
+
+
+def test_a_killed_management_ray_is_started_again_and_the_work_goes_on(world: LabWorld) -> None:
+    spec = two_nodes(world)
+    apply = world.start("apply", spec, "--yes", hands="ray")
+    world.wait_until(lambda: "ansible.playbook" in open_actions(world, SECOND), f"a playbook on {SECOND}", apply)
+    killed = head_process(world)
+    for pid, _line, environment in world.living():
+        if b"RACKRAY_RAY_HEAD=management@" in environment:
+            os.kill(pid, signal.SIGKILL)
+
+    done = apply.wait()
+
+    assert done.status == 0, str(done)
+    assert world.states() == {FIRST: "ready", SECOND: "ready"}
+    assert head_process(world) != killed
+    lost = [event for event in world.events("node.ended", SECOND) if event.data["status"] == "unknown"]
+    assert [event.data["action"] for event in lost] == ["ansible.playbook"], "the head died, and no answer was lost with it"
+    assert world.writes(SECOND)[f"POST /redfish/v1/Systems/1/{RESET}"] == 1
+
+
+def head_process(world: LabWorld) -> tuple[int, int]:
+    known = json.loads((world.home / "ray" / "management.json").read_text())
+    return known["pid"], known["started_ticks"]
+
+
+def test_ranks_outlive_a_killed_submit_and_the_next_one_follows_the_same_attempt(world: LabWorld) -> None:
+    ready = world.rackray("apply", two_nodes(world), "--yes")
+    assert ready.status == 0, str(ready)
+    job = world.folder / "survivor.yaml"
+    job.write_text(JOB)
+    submit = world.start("train", "submit", str(job))
+    world.wait_until(lambda: len(told_steps(world)) >= 5, "five steps of training", submit)
+    submit.kill(group=True)
+    ranks = set(world.processes("-m", "model.train"))
+    told_when_killed = told_steps(world)
+
+    done = world.rackray("train", "submit", str(job))
+
+    assert done.status == 0, str(done)
+    (run,) = world.must("train", "list", "--json").json()
+    assert (run["state"], run["step"]) == ("finished", STEPS)
+    assert len(ranks) == 2, "both ranks live on without a controller"
+    assert len(told_when_killed) < STEPS, "the run had ended before its controller was killed"
+    assert told_steps(world) == list(range(1, STEPS + 1)), "the curve has a gap, or a step twice"
+    assert [line["event"] for line in told(world) if line.get("event") == "started"] == ["started"]
+    assert sorted(event.data["rank"] for event in world.events("run.rank_started")) == [0, 1]
+    assert [event.data["attempt"] for event in world.events("run.placed")] == [1]
+
+
+def told(world: LabWorld) -> list[dict[str, Any]]:
+    """The lines of the run's rank 0, as the home keeps them."""
+    return [json.loads(line) for path in (world.home / "runs").glob("*/progress.jsonl") for line in path.read_text().splitlines()]
+
+
+def told_steps(world: LabWorld) -> list[int]:
+    return [line["step"] for line in told(world) if "loss" in line]
