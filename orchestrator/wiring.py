@@ -5,7 +5,9 @@ them, so that `rackray validate` and `--help` do not pay for what they do not us
 """
 
 import getpass
+import logging
 import os
+import resource
 import socket
 import time
 import uuid
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from orchestrator.domain.run import RunRecord
     from orchestrator.drivers.exchange import Exchange
     from orchestrator.drivers.interfaces import Hands, MayAct, Playbooks
+    from orchestrator.drivers.secrets import SecretStore
     from orchestrator.execution.journal import Journal
     from orchestrator.execution.views import Views
 
@@ -236,6 +239,7 @@ def build_exchange(folder: Path, url: str) -> "Exchange":
     from orchestrator.drivers.ssh import SshDoor
 
     secrets = SecretStore(folder)
+    guard_secrets(secrets)
     return Exchange(
         bmcs=RedfishDoor(secrets),
         shells=SshDoor(secrets),
@@ -245,6 +249,17 @@ def build_exchange(folder: Path, url: str) -> "Exchange":
         leave=cell_join.leave,
         redact=secrets.redact,
     )
+
+
+def guard_secrets(secrets: "SecretStore") -> None:
+    """The second line of defence: no core dumps, and every log line passes a filter that knows the secrets handed out."""
+    from orchestrator.domain.secret import RedactingFilter
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    if not logging.getLogger().handlers:
+        logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(RedactingFilter(secrets.redactor))
 
 
 def build_playbooks(folder: Path) -> "Playbooks":

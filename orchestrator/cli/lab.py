@@ -20,12 +20,10 @@ def up(spec: Path) -> None:
     """Make the spec's machines, or add those the running lab lacks."""
     report = wiring.lab_up(wiring.home(), spec)
     there = f", {len(report.already_there)} were there already" if report.already_there else ""
-    click.echo(
-        f"{len(report.added)} machines delivered ({', '.join(report.added) or 'none'}){there}: powered off, factory passwords, no image"
-    )
-    click.echo(
-        f"image service {report.image_service_url} offers {report.image} {report.image_digest[:19]}; lab runs as {report.mode}, {report.took_s:.1f} s"
-    )
+    names = ", ".join(report.added) or "none"
+    click.echo(f"{len(report.added)} machines delivered ({names}){there}: powered off, factory passwords, no image")
+    click.echo(f"image service {report.image_service_url} offers {report.image} {report.image_digest[:19]}")
+    click.echo(f"the lab runs as {report.mode}; it took {report.took_s:.1f} s")
     click.echo("the lab does not simulate the fabric: ranks talk over loopback", err=True)
 
 

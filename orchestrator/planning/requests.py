@@ -51,9 +51,13 @@ def _requalify(request: Event, state: ClusterState) -> Answer:
             refused.append(f"{name} is not in the applied spec")
         elif record.state is NodeState.QUARANTINED:
             events += [_moved(name, NodeState.QUARANTINED, NodeState.REPAIRING, because)]
-            events += [_moved(name, NodeState.REPAIRING, NodeState.IDENTIFIED, f"cause said to be cleared ({because}); proving again")]
+            events += [
+                _moved(name, NodeState.REPAIRING, NodeState.IDENTIFIED, f"cause said to be cleared ({because}); proving again")
+            ]
         elif record.state is NodeState.MAINTENANCE:
-            events += [_moved(name, NodeState.MAINTENANCE, NodeState.IDENTIFIED, f"back from maintenance ({because}); proving again")]
+            events += [
+                _moved(name, NodeState.MAINTENANCE, NodeState.IDENTIFIED, f"back from maintenance ({because}); proving again")
+            ]
         else:
             refused.append(f"{name} is {record.state}; only quarantined nodes and those in maintenance can be requalified")
     names = [event.subject for event in events if event.data["to"] == NodeState.IDENTIFIED]

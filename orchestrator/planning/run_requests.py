@@ -20,4 +20,6 @@ def cancel_run(request: Event, state: ClusterState) -> tuple[list[Event], str]:
         return [], f"refused: there is no run {request.data['run']}"
     if run.is_ended:
         return [], f"{run.id} is {run.state} already"
-    return [Event("run.stop_requested", run.id, {"by": request.data["by"], "reason": request.data["reason"]})], f"{run.id} is being stopped"
+    return [
+        Event("run.stop_requested", run.id, {"by": request.data["by"], "reason": request.data["reason"]})
+    ], f"{run.id} is being stopped"
