@@ -199,9 +199,11 @@ def test_a_folders_map_names_every_file_and_no_other(folder: Path) -> None:
     text = (folder / "README.md").read_text(encoding="utf-8")
     patterns = set(re.findall(r"`([\w*]+\.py)`", text))
     files = {path.name for path in folder.glob("*.py")} - {"__init__.py"}
-    assert sorted(file for file in files if not any(fnmatch(file, pattern) for pattern in patterns)) == []
-    elsewhere = {path.name for path in PROJECT.glob("*/*.py")} | {path.name for path in (PROJECT / "orchestrator").rglob("*.py")}
-    assert sorted(pattern for pattern in patterns if not any(fnmatch(file, pattern) for file in elsewhere)) == []
+    missing = sorted(file for file in files if not any(fnmatch(file, pattern) for pattern in patterns))
+    assert missing == [], f"{named(folder)}/README.md does not say what these hold"
+    known = {module.path.rpartition("/")[2] for module in house.modules_of(*house.OURS)}
+    gone = sorted(pattern for pattern in patterns if not any(fnmatch(file, pattern) for file in known))
+    assert gone == [], f"{named(folder)}/README.md names what is not there"
 
 
 @each_readme(with_text=".py`")
