@@ -1,16 +1,19 @@
 """`rackray apply`: journal the spec, then bring its nodes up, or follow the controller that does."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 
 import click
 
 from orchestrator import wiring
-from orchestrator.cli.output import confirm
+from orchestrator.cli.output import confirm, print_table
 from orchestrator.cli.plan import make_plan, print_plan
 from orchestrator.cli.rollout_view import RolloutView
 from orchestrator.domain.errors import NotAsRequired
-from orchestrator.domain.node import SETTLED, NodeState
+from orchestrator.domain.event import Event
+from orchestrator.domain.node import BRING_UP, SETTLED, NodeState
 from orchestrator.domain.spec import ClusterSpec
 from orchestrator.execution.controller import everything_settled
 from orchestrator.execution.views import Views
@@ -61,9 +64,30 @@ def _conclude(views: Views, asked: int, names: list[str], seconds: float) -> int
         click.echo(f"{answer}; {len(ready)} of {len(records)} are ready")
     else:
         click.echo(f"{len(ready)} of {len(records)} nodes are ready after {seconds:.0f} s")
+        print_stage_times(views.events_since(asked))
     for record in records:
         if record not in ready:
             click.echo(f"  {record.name} is {record.state}: {record.because}", err=True)
     if views.state.rollout.stopped_because and any(record.state not in SETTLED for record in records):
         click.echo(f"the rollout stopped: {views.state.rollout.stopped_because}", err=True)
     return 0 if len(ready) == len(records) else 1
+
+
+def print_stage_times(events: Sequence[Event]) -> None:
+    """How long the nodes stayed in each stage of their bring-up: median and longest, in the order of the lifecycle."""
+    entered_s: dict[str, float] = {}
+    stayed: dict[NodeState, list[tuple[float, str]]] = {}
+    for event in events:
+        if event.kind == "node.moved":
+            if event.subject in entered_s:
+                stayed.setdefault(NodeState(event.data["from"]), []).append(
+                    (event.at_s - entered_s[event.subject], event.subject)
+                )
+            entered_s[event.subject] = event.at_s
+    rows = []
+    for stage in BRING_UP:
+        if times := sorted(stayed.get(stage, [])):
+            longest_s, node = times[-1]
+            rows.append((f"from {stage}", f"{median(seconds for seconds, _ in times):.1f}", f"{longest_s:.1f}", node))
+    if rows:
+        print_table(("stage", "median s", "longest s", "at"), rows)
