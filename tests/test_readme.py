@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from itertools import groupby
 from pathlib import Path
 
 import click
@@ -17,7 +18,7 @@ from tests import house
 from tests.house import PROJECT
 
 MAPPED = sorted(path for path in (PROJECT / "orchestrator").iterdir() if (path / "__init__.py").exists())
-SEPARATORS = re.compile(r"\s(?:\|\||&&|[|;>])\s|\s>|;\s")
+OPERATORS = "|&;<>()"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 COMMAND_IN_WORDS = re.compile(r"`rackray((?: [a-z][a-z-]*)+)")
@@ -39,17 +40,20 @@ def each_readme(*, with_text: str = "") -> pytest.MarkDecorator:
 
 
 # ---------------------------------------------------------------------- commands
-def typed(text: str) -> Iterator[str]:
-    """The commands of all sh blocks, one by one: continued lines joined, prompts, comments and pipes taken apart."""
+def typed(text: str) -> Iterator[list[str]]:
+    """The words of each command in the sh blocks: continued lines joined, prompts and comments left out, pipes taken apart."""
     for language, block in FENCE.findall(text):
         if language in ("sh", "bash", "console"):
             for line in block.replace("\\\n", " ").splitlines():
-                yield from (part.strip() for part in SEPARATORS.split(line.removeprefix("$ ").strip()))
+                lexer = shlex.shlex(line.strip().removeprefix("$ "), posix=True, punctuation_chars=OPERATORS)
+                lexer.whitespace_split = True
+                for is_operator, words in groupby(lexer, key=lambda word: set(word) <= {*OPERATORS}):
+                    if not is_operator:
+                        yield list(words)
 
 
-def complaint(command: str, targets: set[str]) -> str:
+def complaint(words: list[str], targets: set[str]) -> str:
     """What is wrong with a command of ours; empty for those that are right, and for those that are not ours."""
-    words = shlex.split(command, comments=True)
     while words and re.fullmatch(r"[A-Z][A-Z0-9_]*=.*", words[0]):
         words.pop(0)
     program = words[0].rpartition("/")[2] if words else ""
@@ -57,7 +61,8 @@ def complaint(command: str, targets: set[str]) -> str:
         unknown = [word for word in words[1:] if "=" not in word and not word.startswith("-") and word not in targets]
         return f"no target {unknown[0]}" if unknown else ""
     if program == "rackray":
-        return refusal(words[1:])
+        lost = [word for word in words if word.endswith(".yaml") and "/" in word and not (PROJECT / word).exists()]
+        return f"there is no {lost[0]}" if lost else refusal(words[1:])
     if program.startswith(("python", "torchrun")) and "-m" in words:
         module = words[words.index("-m") + 1]
         return "" if importlib.util.find_spec(module) else f"no module {module}"
@@ -91,7 +96,7 @@ def make_targets() -> set[str]:
 @each_readme(with_text="```")
 def test_every_command_in_a_readme_could_be_typed(readme: Path) -> None:
     commands = list(typed(readme.read_text(encoding="utf-8")))
-    assert {command: said for command in commands if (said := complaint(command, make_targets()))} == {}
+    assert {shlex.join(words): said for words in commands if (said := complaint(words, make_targets()))} == {}
 
 
 @pytest.mark.parametrize(
@@ -102,12 +107,13 @@ def test_every_command_in_a_readme_could_be_typed(readme: Path) -> None:
         ("$ rackray validate", "Missing argument"),
         ("rackray node \\\n  levitate n1", "No such command"),
         ("true && rackray train submit | tee log", "Missing argument"),
+        ("rackray validate cluster_specs/lab-5.yaml", "there is no cluster_specs/lab-5.yaml"),
         ("make coffee", "no target coffee"),
         ("python -m orchestrator.cli.nowhere", "no module"),
     ],
 )
 def test_a_command_that_does_not_exist_is_noticed(block: str, says: str) -> None:
-    said = [complaint(command, make_targets()) for command in typed(f"```sh\n{block}\n```\n")]
+    said = [complaint(words, make_targets()) for words in typed(f"```sh\n{block}\n```\n")]
     assert says in "".join(said)
 
 
@@ -115,14 +121,14 @@ def test_a_command_that_does_not_exist_is_noticed(block: str, says: str) -> None
     "block",
     [
         "rackray --help",
-        "rackray validate cluster_specs/lab-4.yaml --json | jq .ok  # a comment",
+        "rackray validate cluster_specs/lab-4.yaml --json | jq .ok  # it's a comment; rackray conquer",
         "make demo",
         "make test && make demo",
         "ls conquer",
     ],
 )
 def test_a_command_that_exists_passes(block: str) -> None:
-    said = [complaint(command, make_targets()) for command in typed(f"```sh\n{block}\n```\n")]
+    said = [complaint(words, make_targets()) for words in typed(f"```sh\n{block}\n```\n")]
     assert said and set(said) == {""}
 
 
@@ -219,3 +225,9 @@ def test_the_projects_readme_names_every_command_in_the_words_of_help() -> None:
     assert [name for name in COMMANDS if f"rackray {name}" not in text] == []
     rows = dict(re.findall(r"^\| `rackray ([a-z]+)` \| (.*?) \|$", text, re.MULTILINE))
     assert rows == {name: row.help for name, row in COMMANDS.items() if name in rows}
+
+
+def test_continuous_integration_runs_the_command_that_the_readme_names() -> None:
+    (command,) = re.findall(r"exec (make .*)$", (PROJECT / ".ci" / "run").read_text(encoding="utf-8"), re.MULTILINE)
+    commands = list(typed((PROJECT / "README.md").read_text(encoding="utf-8")))
+    assert command.split() in commands
