@@ -56,7 +56,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "deepspeed": ("model/engine*.py",),
     "torch": ("model/*", "orchestrator/agent/compute*.py"),
     "pynvml": ("orchestrator/agent/probe.py",),
-    "numpy": ("model/*",),
+    "numpy": ("model/*", "orchestrator/planning/parallel/*"),
     "tokenizers": ("model/*",),
     "httpx": ("orchestrator/drivers/*",),
     "paramiko": ("orchestrator/drivers/*",),
