@@ -1,0 +1,77 @@
+"""Tables of measured training runs as CSV files, read leniently: a cell that says nothing usable is a cell that is missing."""
+
+import csv
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from orchestrator.domain.errors import BadInput
+from orchestrator.domain.run_row import RunInputs, RunMeasured, RunRow
+
+REQUIRED_COLUMNS = ("gpu", "n_gpus")
+"""Without these no row can be predicted."""
+
+_INTEGERS = (
+    *("layers", "hidden", "heads", "kv_heads", "ffn_hidden", "vocab", "seq_len", "n_gpus", "gpus_per_node"),
+    *("dp", "tp", "pp", "vpp", "cp", "zero_stage", "micro_batch", "global_batch"),
+)
+
+
+def read_run_rows(path: Path) -> tuple[RunRow, ...]:
+    """The rows of a CSV with the columns of rackray's tables of runs; unknown columns are passed over.
+
+    Raises BadInput where the file cannot be read, is no CSV text, or lacks a required column.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            missing = [name for name in REQUIRED_COLUMNS if name not in (reader.fieldnames or ())]
+            if missing:
+                raise BadInput(f"{path}: the column {missing[0]} is missing", f"the first line names the columns; needed: {REQUIRED_COLUMNS}")
+            return tuple(_row(number, cells) for number, cells in enumerate(reader, start=2))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise BadInput(f"{path}: {error}", "give a CSV file with one run per line") from error
+
+
+def _row(line: int, cells: Mapping[str | None, str | list[str] | None]) -> RunRow:
+    text = {name: value.strip() for name, value in cells.items() if isinstance(name, str) and isinstance(value, str)}
+    whole = {name: _integer(text.get(name, "")) for name in _INTEGERS}
+    gated = _number(text.get("gated_mlp", ""))
+    inputs = RunInputs(
+        gpu=text.get("gpu", ""),
+        framework=text.get("framework", ""),
+        model=text.get("model", ""),
+        workload=text.get("workload", "") or "pretrain",
+        arch=text.get("arch", "") or "dense",
+        gated_mlp=None if gated is None else gated != 0,
+        internode_gbit_s_per_node=_number(text.get("internode_bw_gbps_per_node", "")),
+        act_ckpt=text.get("act_ckpt") or None,
+        precision=text.get("precision") or None,
+        **whole,
+    )
+    measured = RunMeasured(
+        step_s=_positive(text.get("step_time_s", "")),
+        tokens_per_s_per_gpu=_positive(text.get("tokens_per_s_per_gpu", "")),
+        memory_gb=_positive(text.get("mem_gb_per_gpu", "")),
+        memory_kind=text.get("mem_kind", ""),
+        out_of_memory=inputs.workload == "oom",
+    )
+    return RunRow(text.get("id") or f"line {line}", text.get("source") or text.get("framework") or "unnamed", inputs, measured)
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _positive(text: str) -> float | None:
+    value = _number(text)
+    return value if value is not None and value > 0 else None
+
+
+def _integer(text: str) -> int | None:
+    value = _number(text)
+    return int(value) if value is not None and value == int(value) and value >= 0 else None

@@ -1,0 +1,84 @@
+"""Training frameworks as the planner sees them: which fitted constants they share and what they keep in memory.
+
+A framework's name is free text in tables of runs; `software_of` maps it to a family by words in the name. Families differ in
+kernels (fused or eager, flash attention or materialised scores), overlap and state bytes; the numbers are fitted in `constants.py`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Software:
+    """What a family of frameworks does, as far as its documentation or source says."""
+
+    name: str
+    words: tuple[str, ...]
+    """Parts of a framework's name that show it belongs here; the first family that matches wins."""
+    flash: bool = True
+    """Attention scores are never written to memory."""
+    sequence_parallel: bool = True
+    """With tensor parallelism, norms and their activations are split over the sequence (Korthikanti et al. 2022)."""
+    fused_loss: bool = False
+    """Cross entropy without a whole fp32 copy of the logits."""
+    default_zero: int = 1
+    default_recompute: str = "auto"
+    """What is assumed when a source does not say: "auto" recomputes no more than memory forces to."""
+    parameter_bytes: float = 2.0
+    gradient_bytes: float = 4.0
+    optimizer_bytes: float = 12.0
+    """Of one parameter, unsharded."""
+    schedule: str = "1f1b"
+
+
+SOFTWARES: tuple[Software, ...] = (
+    Software(name="deepspeed-rackray", words=("rackray",), sequence_parallel=False, gradient_bytes=2.0, parameter_bytes=2.0),
+    Software(
+        name="megatron-deepspeed",
+        words=("megatron-deepspeed", "gpt-neox"),
+        flash=False,
+        sequence_parallel=False,
+        default_recompute="full",
+        gradient_bytes=2.0,
+        default_zero=0,
+    ),
+    Software(name="zero-bubble", words=("zb-", "zero bubble", "fork 1f1b", "megatron-lm fork"), flash=False, sequence_parallel=False, default_zero=0),
+    Software(
+        name="megatron-2021",
+        words=("megatron-lm 2020", "megatron-lm 2021", "megatron-lm 2019", "megatron-turing", "megatron-lm 2022", "korthikanti"),
+        flash=False,
+        sequence_parallel=False,
+        default_recompute="full",
+        default_zero=0,
+    ),
+    Software(name="megatron-bridge", words=("megatron-bridge",), fused_loss=True),
+    Software(name="megatron-core", words=("megatron-core", "mcore", "megatron-lm"), fused_loss=True),
+    Software(name="nemo", words=("nemo",)),
+    Software(name="xla", words=("xla", "maxtext", "paxml", "jax"), default_zero=3),
+    Software(name="composer", words=("composer", "mosaic", "llm-foundry"), default_zero=3, default_recompute="none"),
+    Software(name="torchtitan", words=("torchtitan",), default_zero=3, default_recompute="selective", gradient_bytes=4.0, parameter_bytes=4.0, optimizer_bytes=8.0),
+    Software(name="nanotron", words=("nanotron",), default_recompute="none"),
+    Software(name="internevo", words=("internevo", "internlm"), default_recompute="none"),
+    Software(name="colossal", words=("colossal",), default_recompute="full"),
+    Software(name="deepspeed", words=("deepspeed", "zero-3", "zero++", "mics"), default_zero=3, default_recompute="full", gradient_bytes=2.0),
+    Software(name="fsdp", words=("fsdp", "lit-gpt", "kempner", "olmo", "fairscale", "lightning"), default_zero=3, default_recompute="none"),
+    Software(name="other", words=("",)),
+)
+"""In the order in which names are matched; the last one takes every name."""
+
+BY_NAME: Mapping[str, Software] = {software.name: software for software in SOFTWARES}
+
+
+def software_of(framework: str) -> Software:
+    """The family a framework's name belongs to; "other" when no word of the table occurs in it."""
+    name = framework.lower()
+    return next(software for software in SOFTWARES if any(word in name for word in software.words))
+
+
+def schedule_of(framework: str) -> str:
+    """The pipeline schedule a framework's name states: "zb-2p", "zb-1p", "zb-v", "zb-v-half", "zb-v-min"; otherwise "1f1b"."""
+    name = framework.lower()
+    for word, schedule in (("zb-2p", "zb-2p"), ("zb-1p", "zb-1p"), ("half", "zb-v-half"), ("v-min", "zb-v-min"), ("zb-v", "zb-v")):
+        if word in name:
+            return schedule
+    return "1f1b"
