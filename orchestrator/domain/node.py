@@ -65,7 +65,7 @@ BRING_UP = (
 """The states a node passes on its way to `ready`, in order."""
 
 IN_SERVICE = frozenset({S.READY, S.ALLOCATED})
-SETTLED = frozenset({S.READY, S.ALLOCATED, S.QUARANTINED, S.MAINTENANCE, S.RETIRED})
+SETTLED = frozenset({S.READY, S.ALLOCATED, S.SUSPECT, S.QUARANTINED, S.MAINTENANCE, S.RETIRED})
 """States in which a rollout has nothing more to do with a node by itself."""
 
 LEGAL_MOVES: Mapping[NodeState, frozenset[NodeState]] = {

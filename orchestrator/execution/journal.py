@@ -13,7 +13,9 @@ import sqlalchemy as sa
 
 from orchestrator.domain.errors import JournalBroken, LeaseHeld
 from orchestrator.domain.event import Event
+from orchestrator.domain.operation import TIMEOUT_S
 from orchestrator.domain.state import ClusterState
+from orchestrator.planning.settle import SETTLE
 
 _META = sa.MetaData()
 _EVENTS = sa.Table(
@@ -47,8 +49,8 @@ _LEASE = sa.Table(
 BUSY_TIMEOUT_S = 20.0
 LEASE_S = 15.0
 """How long a lease lasts without being renewed, in seconds."""
-TAKEOVER_GRACE_S = 30.0
-"""Extra wait before a lease of a holder on another host is taken: the longest single BMC exchange."""
+TAKEOVER_GRACE_S = max(TIMEOUT_S[action] for action, rule in SETTLE.items() if rule.within_s)
+"""Extra wait before the lease of a holder that may still live is taken: its longest exchange that must not be made twice."""
 
 
 class LeaseLost(LeaseHeld):

@@ -49,7 +49,9 @@ def _requalify(request: Event, state: ClusterState) -> Answer:
         record = state.nodes.get(name)
         if record is None:
             refused.append(f"{name} is not in the applied spec")
-        elif record.state is NodeState.QUARANTINED:
+        elif record.state in (NodeState.QUARANTINED, NodeState.SUSPECT):
+            if record.state is NodeState.SUSPECT:
+                events += [_moved(name, NodeState.SUSPECT, NodeState.QUARANTINED, f"{record.because}; settled by {because}")]
             events += [_moved(name, NodeState.QUARANTINED, NodeState.REPAIRING, because)]
             events += [
                 _moved(name, NodeState.REPAIRING, NodeState.IDENTIFIED, f"cause said to be cleared ({because}); proving again")
@@ -59,7 +61,9 @@ def _requalify(request: Event, state: ClusterState) -> Answer:
                 _moved(name, NodeState.MAINTENANCE, NodeState.IDENTIFIED, f"back from maintenance ({because}); proving again")
             ]
         else:
-            refused.append(f"{name} is {record.state}; only quarantined nodes and those in maintenance can be requalified")
+            refused.append(
+                f"{name} is {record.state}; only quarantined and suspect nodes and those in maintenance can be requalified"
+            )
     names = [event.subject for event in events if event.data["to"] == NodeState.IDENTIFIED]
     if names:
         events.append(Event("rollout.started", CLUSTER, {"waves": [names], "because": f"requalify ({because})"}))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.domain.event import Event
 from orchestrator.domain.node import NodeState
 from orchestrator.domain.operation import MUTATING, Action, Operation
 from orchestrator.execution.journal import LeaseLost
@@ -69,8 +70,21 @@ def test_requalifying_a_ready_node_is_refused_and_changes_nothing(tmp_path: Path
     rehearsal.apply()
     deeds = len(rehearsal.site.deeds)
     state = rehearsal.request("request.requalify", nodes=["r01-n1"], reason="just so")
-    assert "only quarantined nodes" in max(state.answers.items())[1]
+    assert "only quarantined and suspect nodes" in max(state.answers.items())[1]
     assert len(rehearsal.site.deeds) == deeds
+
+
+def test_a_suspect_node_is_at_rest_until_a_person_lets_it_prove_itself_again(tmp_path: Path) -> None:
+    rehearsal = Rehearsal(tmp_path)
+    state = rehearsal.apply()
+    controller = a_controller(rehearsal.journal, SimulatedHands(rehearsal.site), rehearsal.clock, tmp_path)
+    suspicion = {"from": "ready", "to": "suspect", "because": "a run gave it up"}
+    rehearsal.journal.commit([Event("node.moved", "r01-n1", suspicion)], controller.epoch, rehearsal.clock.now_s())
+    controller.close()
+    state = rehearsal.apply()
+    assert state.nodes["r01-n1"].state is NodeState.SUSPECT
+    state = rehearsal.request("request.requalify", nodes=["r01-n1"], reason="cable seated again")
+    assert state.nodes["r01-n1"].state is READY
 
 
 def test_expansion_touches_only_the_new_nodes(tmp_path: Path) -> None:
