@@ -56,6 +56,47 @@ def marked(marker: str) -> list[ProcessId]:
     return [process for process in found if process is not None]
 
 
+def family(marker: str, leader: ProcessId | None = None) -> Callable[[], list[ProcessId]]:
+    """A question to be asked again and again: who is left of the processes below `leader`, started with `marker`?
+
+    The marker alone is not enough: a process that sets its own title (Ray's agents do) overwrites its environment. So the
+    sessions of marked processes, and `leader`'s own, count whole. Sessions are remembered, because their members may lose
+    the marker or outlive the marked ones; members older than the session's first known process are strangers.
+    """
+    sessions = {leader.pid: leader.started_ticks} if leader else {}
+
+    def left() -> list[ProcessId]:
+        found = marked(marker)
+        for process in found:
+            session = _session(process.pid)
+            if session > 0 and session != os.getsid(0):
+                sessions[session] = min(sessions.get(session, process.started_ticks), process.started_ticks)
+        known = {process.pid for process in found}
+        return found + [process for process in _members(sessions) if process.pid not in known]
+
+    return left
+
+
+def _members(sessions: Mapping[int, int]) -> list[ProcessId]:
+    """Processes of this user in one of `sessions` (session id -> start of its first known process)."""
+    found = []
+    for entry in PROC.iterdir():
+        if entry.name.isdigit():
+            session, process = _session(int(entry.name)), find(int(entry.name))
+            if session in sessions and process is not None and process.started_ticks >= sessions[session]:
+                found.append(process)
+    return found
+
+
+def _session(pid: int) -> int:
+    """Session id of a process (/proc/PID/stat, field 6); 0 where there is none any more, or it is another user's."""
+    try:
+        entry = PROC / str(pid)
+        return int((entry / "stat").read_text().rpartition(")")[2].split()[3]) if entry.stat().st_uid == os.getuid() else 0
+    except OSError:
+        return 0
+
+
 def start_detached(argv: Sequence[str], environment: Mapping[str, str], log: Path, *, limit_s: float = 10.0) -> ProcessId:
     """Starts `argv` in a session of its own, as a child of pid 1: it outlives the command that started it.
 

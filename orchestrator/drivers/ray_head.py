@@ -21,7 +21,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -96,7 +96,7 @@ def ensure_head(config: HeadConfig) -> HeadInfo:
         if known and _fits(known, config) and _comes_up(known, ADOPT_LIMIT_S):
             return known
         # A head that is broken, of another version or half dead is ended whole: what it knew is in the journal.
-        processes.end(lambda: processes.marked(_marker(config.name, config.home)), patience_s=2.0)
+        processes.end(_family(config.name, config.home), patience_s=2.0)
         return _start(config, token)
 
 
@@ -128,7 +128,7 @@ def stop_head(name: str, home: Path) -> bool:
     """Ends the head called `name` and every process under it, and removes its temporary directory. False: none ran."""
     config_free = _Locations(name, home)
     with _locked(config_free):
-        ended = processes.end(lambda: processes.marked(_marker(name, home)), patience_s=2.0)
+        ended = processes.end(_family(name, home), patience_s=2.0)
         _state_file(name, home).unlink(missing_ok=True)
         temp_dir = temp_directory(name, home)
         if temp_dir.is_dir() and not temp_dir.is_symlink():
@@ -297,6 +297,20 @@ def _accepts(address: str, port: int) -> bool:
 
 def _marker_variable(name: str, home: Path) -> dict[str, str]:
     return {"RACKRAY_RAY_HEAD": f"{name}@{hashlib.sha256(str(home.resolve()).encode()).hexdigest()[:16]}"}
+
+
+def _family(name: str, home: Path) -> Callable[[], list[ProcessId]]:
+    """Who is left of a head: by its marker, and by its session even where the head itself is gone."""
+    return processes.family(_marker(name, home), _leader(name, home))
+
+
+def _leader(name: str, home: Path) -> ProcessId | None:
+    """The head's first process as its state file names it, whether it lives or not."""
+    try:
+        known = json.loads(_state_file(name, home).read_text())
+        return ProcessId(int(known["pid"]), int(known["started_ticks"]))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def _marker(name: str, home: Path) -> str:

@@ -18,6 +18,7 @@ LEARNED_NATS = 0.3
 """Held-out loss has to end at least this far below the corpus's unigram entropy, in nat per token."""
 RESUMED_STEPS = 40
 """How much further the resumed run goes."""
+END_PATIENCE_S = 5.0
 COMMAND_LIMIT_S = 600.0
 
 
@@ -50,7 +51,7 @@ class Story:
         finally:
             self._keep_logs()
             self._command("lab", "down")
-        if left := self._leftovers():
+        if left := self._leftovers_at_last():
             self._say(f"THE STORY BROKE: {len(left)} processes are still there: {', '.join(left[:5])}")
             return 1
         self._conclude()
@@ -212,6 +213,13 @@ class Story:
 
     def _access_logs(self) -> list[Path]:
         return sorted((self.home / "lab" / "nodes").glob("*/bmc_access.log"))
+
+    def _leftovers_at_last(self) -> list[str]:
+        """What is still there after a moment: a process that has just been ended takes a while to go."""
+        until_s = time.monotonic() + END_PATIENCE_S
+        while (left := self._leftovers()) and time.monotonic() < until_s:
+            time.sleep(0.2)
+        return left
 
     def _leftovers(self) -> list[str]:
         """Processes that still name this home in their command line or environment, other than this one and its ancestors."""
