@@ -20,9 +20,10 @@ from orchestrator.domain.state import ClusterState
 from orchestrator.drivers.interfaces import Clock, Hands
 from orchestrator.execution.journal import Journal, LeaseLost, Observation
 from orchestrator.execution.run_keeper import RunKeeper
+from orchestrator.planning.fleet_book import FleetBook
 from orchestrator.planning.next_step import next_step
 from orchestrator.planning.requests import answer_request
-from orchestrator.planning.rollout import admit, open_wave, why_stop
+from orchestrator.planning.rollout import admit, why_stop
 from orchestrator.planning.site import Site
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,9 @@ RENEW_EVERY_S = 4.0
 TICK_S = 1e-6
 """Smallest step between two times the controller writes down."""
 HELD_BACK_S = 1.0
-"""How soon a step that was not admitted is offered again."""
+"""How soon steps that were not admitted are offered again, where nothing else happens."""
+OFFERED_AT_ONCE = 256
+"""How many held-back nodes are offered again in one go; the next ones follow only if one of these was admitted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,12 @@ class Controller:
         self.state = ClusterState()
         self._flying: dict[str, Flying] = {}
         self._changed: set[str] = set()
+        self._busy: set[str] = set()
         self._due: list[tuple[float, str]] = []
+        self._held: dict[str, None] = {}
+        self._offer_at_s = 0.0
+        self._later: dict[int, dict[str, None]] = {}
+        self._book: FleetBook | None = None
         self._numbers = itertools.count(1)
         self._stamped_s = 0.0
         self._renewed_at_s = clock.now_s()
@@ -103,6 +111,7 @@ class Controller:
         looks: list[Observation] = []
         for outcome in outcomes:
             flying = self._flying.pop(outcome.operation)
+            self._busy.discard(outcome.node)
             self._changed.add(outcome.node)
             if outcome.status is Status.FENCED:
                 raise LeaseLost(f"epoch {self.epoch} was fenced before {outcome.action} on {outcome.node}")
@@ -110,6 +119,7 @@ class Controller:
                 seen_s = self._stamp(now_s)
                 looks.append(Observation(outcome.node, str(outcome.action), seen_s, dict(outcome.facts)))
                 self.state.observe(outcome.node, outcome.action, outcome.facts, seen_s)
+                self._follow(outcome.node)
             else:
                 events.append(_ended(outcome, flying.operation))
         self._commit(events, now_s)
@@ -139,21 +149,62 @@ class Controller:
     def _advance(self, now_s: float) -> bool:
         if self.state.spec is None:
             return False
-        if self._site is None or self._site.spec is not self.state.spec:
-            self._site = Site.of(self.state.spec)
+        site, book = self._bring_books_up_to_date()
+        self._open_waves(book)
         while self._due and self._due[0][0] <= now_s:
             self._changed.add(heapq.heappop(self._due)[1])
-        busy = {flying.operation.node for flying in self._flying.values()}
-        names = sorted(self._changed - busy)
-        self._changed &= busy
+        names = sorted(self._changed - self._busy)
+        self._changed.clear()
         steps: list[Step] = []
         events: list[Event] = []
         for name in names:
-            self._consider(name, self._site, now_s, steps, events)
+            self._held.pop(name, None)
+            self._consider(name, site, book, now_s, steps, events)
         self._commit(events, now_s)
-        return self._start(steps, now_s) | self._close_rollout(now_s) | bool(events)
+        return self._start(steps, now_s) | self._offer_held(now_s) | self._close_rollout(now_s) | bool(events)
 
-    def _consider(self, name: str, site: Site, now_s: float, steps: list[Step], events: list[Event]) -> None:
+    def _bring_books_up_to_date(self) -> tuple[Site, FleetBook]:
+        """The site's index and the fleet's book; made anew when another spec is applied or another rollout starts."""
+        spec, rollout = self.state.spec, self.state.rollout
+        assert spec is not None  # noqa: S101 - for the type checker: the caller has looked
+        if self._site is None or self._site.spec is not spec:
+            self._site, self._book = Site.of(spec), None
+        if self._book is None or self._book.waves is not rollout.waves:
+            self._book = FleetBook(self._site, rollout, self.state.nodes)
+            self._changed.update(*self._later.values(), self._held)
+            self._later.clear()
+            self._held.clear()
+        return self._site, self._book
+
+    def _open_waves(self, book: FleetBook) -> None:
+        """Consider the nodes of waves that have opened since the last tick."""
+        for wave in [wave for wave in self._later if wave <= book.open_wave]:
+            self._changed.update(self._later.pop(wave))
+
+    def _offer_held(self, now_s: float) -> bool:
+        """Offer what was held back again, the longest waiting first, as long as some of it is admitted."""
+        if not self._held or self._site is None or self._book is None or now_s < self._offer_at_s:
+            return False
+        self._offer_at_s = now_s + HELD_BACK_S
+        moved = False
+        for _ in range(-(-len(self._held) // OFFERED_AT_ONCE)):
+            steps: list[Step] = []
+            events: list[Event] = []
+            for name in list(itertools.islice(self._held, OFFERED_AT_ONCE)):
+                del self._held[name]
+                self._consider(name, self._site, self._book, now_s, steps, events)
+            self._commit(events, now_s)
+            if not self._start(steps, now_s):
+                break
+            moved = True
+        return moved
+
+    def _consider(self, name: str, site: Site, book: FleetBook, now_s: float, steps: list[Step], events: list[Event]) -> None:
+        wave = book.wave_of.get(name, -1)
+        if wave > book.open_wave:
+            self._later.setdefault(wave, {})[name] = None
+            self.waiting[name] = f"wave {wave + 1} waits for wave {book.open_wave + 1}"
+            return
         decision = next_step(self.state.nodes[name], site, now_s)
         match decision:
             case Step():
@@ -177,10 +228,10 @@ class Controller:
     def _start(self, steps: list[Step], now_s: float) -> bool:
         if not steps or self._site is None:
             return False
-        admitted, refused = admit(steps, self.state.rollout, self.state.nodes, self._site)
+        admitted, refused = admit(steps, self.state.rollout, self.state.nodes, self._site, self._book)
         for refusal in refused:
             self.waiting[refusal.step.node] = refusal.because
-            heapq.heappush(self._due, (now_s + HELD_BACK_S, refusal.step.node))
+            self._held[refusal.step.node] = None
         operations = []
         intents = []
         for step in admitted:
@@ -194,19 +245,20 @@ class Controller:
         self._commit(intents, now_s)
         for operation in operations:
             self._flying[operation.id] = Flying(operation, now_s)
+            self._busy.add(operation.node)
         self.hands.submit(operations)
         return bool(operations)
 
     def _close_rollout(self, now_s: float) -> bool:
         rollout, nodes = self.state.rollout, self.state.nodes
-        if rollout.finished or self.state.spec is None:
+        if rollout.finished or self.state.spec is None or self._book is None or self._book.waves is not rollout.waves:
             return False
-        if open_wave(rollout, nodes) == len(rollout.waves):
+        if self._book.open_wave == len(rollout.waves):
             states = [nodes[name].state for wave in rollout.waves for name in wave]
             data = {"ready": states.count(NodeState.READY), "quarantined": states.count(NodeState.QUARANTINED)}
             self._commit([Event("rollout.finished", CLUSTER, data)], now_s)
             return True
-        because = why_stop(rollout, nodes, self.state.spec.rollout)
+        because = why_stop(self._book, self.state.spec.rollout)
         if because and not rollout.stopped_because:
             self._commit([Event("rollout.stopped", CLUSTER, {"because": because})], now_s)
             return True
@@ -246,14 +298,23 @@ class Controller:
 
     def _catch_up(self) -> None:
         for event in self.journal.events(self.state.seq):
-            self.state.apply(event)
-            self._stamped_s = max(self._stamped_s, event.at_s)
-            if event.subject in self.state.nodes:
-                self._changed.add(event.subject)
+            self._fold(event)
+
+    def _fold(self, event: Event) -> None:
+        self.state.apply(event)
+        self._stamped_s = max(self._stamped_s, event.at_s)
+        if event.subject in self.state.nodes:
+            self._changed.add(event.subject)
+            self._follow(event.subject)
+
+    def _follow(self, name: str) -> None:
+        if self._book is not None:
+            self._book.follow(self.state.nodes[name])
 
     def _idle_s(self) -> float:
         """How long nothing can come due; the clock returns earlier when an outcome may have come."""
-        due_s = min(self._due[0][0] if self._due else float("inf"), self.runs.due_s)
+        offer_s = self._offer_at_s if self._held else float("inf")
+        due_s = min(self._due[0][0] if self._due else float("inf"), offer_s, self.runs.due_s)
         return min(max(due_s - self.clock.now_s(), 0.001), RENEW_EVERY_S)
 
 
