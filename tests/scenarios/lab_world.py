@@ -207,11 +207,12 @@ class LabWorld:
         """How often each thing was changed at one BMC, sessions left out: `POST .../Actions/ComputerSystem.Reset` → 1."""
         return Counter(f"{r.method} {r.path}" for r in self.requests(node) if not r.is_look and not r.is_session)
 
-    def processes(self, *words: str) -> list[ProcessId]:
-        """Processes in this world's network whose command line holds all of `words`."""
+    def processes(self, *words: str, program: str = "") -> list[ProcessId]:
+        """Processes in this world's network whose command line holds all of `words`; `program` is how its first word ends."""
         found = []
         for pid, line, _environment in self.living():
-            if all(word.encode() in line for word in words) and (process := find(pid)):
+            fits = line.split(b"\0")[0].endswith(program.encode()) and all(word.encode() in line for word in words)
+            if fits and (process := find(pid)):
                 found.append(process)
         return found
 

@@ -155,7 +155,7 @@ def test_ranks_outlive_a_killed_submit_and_the_next_one_follows_the_same_attempt
     submit = world.start("train", "submit", str(job))
     world.wait_until(lambda: len(told_steps(world)) >= 5, "five steps of training", submit)
     submit.kill(group=True)
-    ranks = set(world.processes("-m", "model.train"))
+    ranks = set(world.processes("model.train", program="/python"))
     told_when_killed = told_steps(world)
 
     done = world.rackray("train", "submit", str(job))
