@@ -3,12 +3,18 @@
 kind                  subject   data
 spec.applied          cluster   spec (JSON), text, sha256, file, by
 rollout.started       cluster   waves [[node, ...], ...], because
-rollout.stopped       cluster   because
-rollout.finished      cluster   ready, quarantined
-node.moved            node      from, to, because
+rollout.extended      cluster   nodes, wave (index), because                 (they join that wave)
+rollout.stopped       cluster   because                                      (the breaker: no new node starts)
+rollout.paused        cluster   because
+rollout.resumed       cluster   because, forgiven [node, ...]                (failures that no longer count)
+rollout.skipped       cluster   nodes, because
+rollout.aborted       cluster   because
+rollout.finished      cluster   ready, quarantined, left
+node.moved            node      from, to, because, cause (in quarantine)
 node.intended         node      operation, action, args, because
 node.ended            node      operation, action, status, facts, reason, retryable
 node.settled          node      operation, action, done, facts, because      (after a lost answer: what looking showed)
+node.replaced         node      serial, old_serial, because                  (`node replace`: another board)
 node.host_key         node      ssh_host_key, by, reason                     (`node enroll`)
 run.*                 run       see domain/run.py
 request.*             cluster   what somebody asks of the controller: by, host, reason, ...

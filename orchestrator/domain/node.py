@@ -89,6 +89,23 @@ LEGAL_MOVES: Mapping[NodeState, frozenset[NodeState]] = {
 }
 
 
+class Cause(StrEnum):
+    """Kinds of failure that end in quarantine; every one of them counts against the failure budget."""
+
+    CHECK = "check failed"
+    """What it said about itself is not as it must be."""
+    REFUSED = "refused"
+    """It answered no, again and again or once for all."""
+    UNREACHABLE = "unreachable"
+    """It did not answer at all."""
+    TIMED_OUT = "timed out"
+    """It stayed too long in one stage."""
+    UNKNOWN = "unknown"
+    """Answers were lost, and looking did not settle them."""
+    IDENTITY = "another machine"
+    """The machine at its address is not the one the spec names."""
+
+
 def can_move(old: NodeState, new: NodeState) -> bool:
     """Whether the lifecycle allows going from `old` to `new` in one move."""
     return new in LEGAL_MOVES[old]
@@ -136,8 +153,14 @@ class NodeRecord:
     """Consecutive times nothing could be reached in the present state (a booting node is silent, not failed)."""
     failed_at_s: float = float("-inf")
     last_problem: str = ""
+    last_status: str = ""
+    """How the last exchange that failed ended: a `Status`, or empty."""
     fatal: str = ""
     """A refusal that no repetition can cure (another machine answers, a request is not possible)."""
+    cause: str = ""
+    """Kind of failure that led to quarantine: a `Cause`, or empty."""
+    serial: str = ""
+    """Serial of the board that was put in by `node replace`; empty: the spec's own."""
     run: str = ""
     """The training run that holds it, when `allocated`."""
 

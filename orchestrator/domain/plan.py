@@ -28,6 +28,8 @@ class Move:
     node: str
     to: NodeState
     because: str
+    cause: str = ""
+    """For a move into quarantine: its `Cause`."""
 
     def __str__(self) -> str:
         return f"{self.node}: → {self.to} ({self.because})"

@@ -7,8 +7,11 @@ from typing import Any
 from orchestrator.domain.event import Event
 from orchestrator.domain.node import Fact, NodeRecord, NodeState, OpenOperation
 from orchestrator.domain.operation import Action, Status
+from orchestrator.domain.rollout import RolloutRecord, fold_rollout
 from orchestrator.domain.run import RunRecord, fold_run
 from orchestrator.domain.spec import ClusterSpec
+
+__all__ = ["ClusterState", "RolloutRecord"]
 
 PIN_SOURCES: Mapping[Action, Mapping[str, str]] = {
     Action.BMC_CREDENTIAL: {"certificate_sha256": "bmc_certificate_sha256", "account": "bmc_account"},
@@ -20,18 +23,6 @@ PINNED_ON: Mapping[NodeState, Action] = {
     NodeState.CREDENTIALED: Action.BMC_CREDENTIAL,
     NodeState.IMAGED: Action.IMAGE_REPORT,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class RolloutRecord:
-    """The rollout that is going on, or the last one."""
-
-    number: int = 0
-    waves: tuple[tuple[str, ...], ...] = ()
-    started_at_s: float = 0.0
-    stopped_because: str = ""
-    """Why no new wave starts; empty while it goes on."""
-    finished: bool = True
 
 
 @dataclass
@@ -62,7 +53,7 @@ class ClusterState:
         elif family == "request":
             self._apply_request(verb, event)
         elif family == "rollout":
-            self.rollout = _fold_rollout(self.rollout, verb, event)
+            self.rollout = fold_rollout(self.rollout, verb, event)
         elif event.kind == "spec.applied":
             self._apply_spec(event)
         elif event.kind == "controller.took":
@@ -94,21 +85,11 @@ class ClusterState:
             self.requests[event.seq] = event
 
 
-def _fold_rollout(rollout: RolloutRecord, verb: str, event: Event) -> RolloutRecord:
-    if verb == "started":
-        waves = tuple(tuple(wave) for wave in event.data["waves"])
-        return RolloutRecord(rollout.number + 1, waves, event.at_s, finished=False)
-    if verb == "stopped":
-        return replace(rollout, stopped_because=event.data["because"])
-    if verb == "finished":
-        return replace(rollout, finished=True)
-    raise ValueError(f"unknown rollout event {event.kind!r}")
-
-
 def _fold_node(record: NodeRecord, verb: str, event: Event) -> NodeRecord:
     data = event.data
     if verb == "moved":
-        return _moved(record, NodeState(data["to"]), data["because"], event.at_s, data.get("run", ""))
+        moved = _moved(record, NodeState(data["to"]), data["because"], event.at_s, data.get("run", ""))
+        return replace(moved, cause=data.get("cause", ""))
     if verb == "intended":
         opened = OpenOperation(data["operation"], Action(data["action"]), event.at_s, event.epoch, data["args"])
         return replace(record, open=opened)
@@ -120,6 +101,9 @@ def _fold_node(record: NodeRecord, verb: str, event: Event) -> NodeRecord:
             fact = Fact(lost.at_s, {**lost.args, **data["facts"]})
             return replace(record, lost=None, facts={**record.facts, lost.action: fact})
         return replace(record, lost=None)
+    if verb == "replaced":
+        # Another board: nothing that was pinned or proven of the old one holds for it.
+        return replace(record, pins={}, facts={}, serial=data["serial"], proving_since_s=event.at_s, open=None, lost=None)
     if verb == "host_key":
         return replace(record, pins={**record.pins, "ssh_host_key": data["ssh_host_key"]})
     raise ValueError(f"unknown node event {event.kind!r}")
@@ -135,6 +119,7 @@ def _moved(record: NodeRecord, to: NodeState, because: str, at_s: float, run: st
         silences=0,
         failed_at_s=float("-inf"),
         last_problem="",
+        last_status="",
         fatal="",
         run=run,
     )
@@ -168,5 +153,6 @@ def _ended(record: NodeRecord, event: Event) -> NodeRecord:
         silences=record.silences + (1 if quiet else 0),
         failed_at_s=event.at_s,
         last_problem=data["reason"],
+        last_status=str(status),
         fatal=data["reason"] if hopeless else record.fatal,
     )

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.domain.node import NodeRecord, NodeState
-from orchestrator.domain.operation import Action
+from orchestrator.domain.node import Cause, NodeRecord, NodeState
+from orchestrator.domain.operation import Action, Status
 from orchestrator.domain.plan import Decision, Hold, Move, Rest, Settle, Step
 from orchestrator.domain.spec import Node, Rollout, Sku
 from orchestrator.planning.firmware import audit
@@ -18,6 +18,12 @@ from orchestrator.planning.health import judge_probe
 from orchestrator.planning.settle import settle_after
 from orchestrator.planning.site import Site
 
+CAUSES: Mapping[str, Cause] = {
+    Status.UNKNOWN: Cause.UNKNOWN,
+    Status.UNREACHABLE: Cause.UNREACHABLE,
+    Status.MISMATCH: Cause.IDENTITY,
+}
+"""What kind of failure it is when exchanges ended like this; all others are refusals."""
 BACKOFF_CAP_S = 60.0
 POWER_SETTLES_S = 30.0
 """How long a BMC may keep saying Off after it accepted a power-on before the command is repeated."""
@@ -34,14 +40,19 @@ class Context:
     policy: Rollout
     now_s: float
 
+    @property
+    def serial(self) -> str:
+        """The serial it must have: that of a board put in by `node replace`, else the spec's."""
+        return self.record.serial or self.node.serial
+
     def step(self, action: Action, because: str, **args: Any) -> Step:
         return Step(self.node.name, action, because, args)
 
     def move(self, to: NodeState, because: str) -> Move:
         return Move(self.node.name, to, because)
 
-    def quarantine(self, because: str) -> Move:
-        return Move(self.node.name, NodeState.QUARANTINED, because)
+    def quarantine(self, because: str, cause: Cause = Cause.CHECK) -> Move:
+        return Move(self.node.name, NodeState.QUARANTINED, because, str(cause))
 
     def look_again(self, action: Action, because: str, **args: Any) -> Decision:
         """The same look once more, not sooner than a poll interval after the last one."""
@@ -71,16 +82,19 @@ def _held_up(context: Context) -> Decision | None:
     record, policy = context.record, context.policy
     problem = record.last_problem or "no exchange failed"
     if record.fatal:
-        return context.quarantine(record.fatal)
+        return context.quarantine(record.fatal, CAUSES.get(record.last_status, Cause.REFUSED))
     if record.failures >= policy.attempts:
-        return context.quarantine(f"{record.failures} exchanges in a row failed in {record.state}; the last: {problem}")
+        because = f"{record.failures} exchanges in a row failed in {record.state}; the last: {problem}"
+        return context.quarantine(because, CAUSES.get(record.last_status, Cause.REFUSED))
     stage_s = context.now_s - record.since_s
     if record.state is not NodeState.ENROLLED and stage_s > policy.stage_limit_s:
         return context.quarantine(
-            f"{stage_s:.0f} s in {record.state}, over the limit of {policy.stage_limit_s:.0f} s; last problem: {problem}"
+            f"{stage_s:.0f} s in {record.state}, over the limit of {policy.stage_limit_s:.0f} s; last problem: {problem}",
+            Cause.UNREACHABLE if record.silences else Cause.TIMED_OUT,
         )
     if record.state is NodeState.ENROLLED and record.silences >= policy.attempts:
-        return context.quarantine(f"its BMC at {context.node.bmc} does not answer after {record.silences} tries: {problem}")
+        because = f"its BMC at {context.node.bmc} does not answer after {record.silences} tries: {problem}"
+        return context.quarantine(because, Cause.UNREACHABLE)
     until_s = record.failed_at_s + backoff_s(record, policy)
     if context.now_s < until_s:
         return Hold(record.name, until_s, f"pause after: {problem}")
@@ -118,11 +132,12 @@ def _enrolled(context: Context) -> Decision:
 def _wrong_identity(seen: Mapping[str, Any], context: Context) -> Move | None:
     """Another machine than the spec's behind this BMC: a swapped cable or board. Nothing is ever written to it."""
     said = {"serial": seen.get("serial"), "model": seen.get("model")}
-    wanted = {"serial": context.node.serial, "model": context.sku.model}
+    wanted = {"serial": context.serial, "model": context.sku.model}
     differ = [f"{key} {said[key]!r} instead of {wanted[key]!r}" for key in wanted if said[key] != wanted[key]]
     if not differ:
         return None
-    return context.quarantine(f"the machine at {context.node.bmc} says {' and '.join(differ)}: check the cabling and the spec")
+    because = f"the machine at {context.node.bmc} says {' and '.join(differ)}: check the cabling and the spec"
+    return context.quarantine(because, Cause.IDENTITY)
 
 
 def _identified(context: Context) -> Decision:
@@ -163,9 +178,7 @@ def _credentialed(context: Context) -> Decision:
 
 
 def _ask_for_image(context: Context, because: str) -> Decision:
-    return context.look_again(
-        Action.IMAGE_REPORT, because, serial=context.node.serial, image=context.site.spec.services.image.name
-    )
+    return context.look_again(Action.IMAGE_REPORT, because, serial=context.serial, image=context.site.spec.services.image.name)
 
 
 def _lacks_image(report: Mapping[str, Any]) -> str:
@@ -214,10 +227,9 @@ def _imaged(context: Context) -> Decision:
     if seen is None:
         return context.step(Action.SSH_IDENTIFY, "who is behind the SSH port?")
     wanted = (context.record.fact(Action.IMAGE_REPORT) or {}).get("wanted_digest")
-    if seen["serial"] != context.node.serial:
-        return context.quarantine(
-            f"the machine at {context.node.address} says serial {seen['serial']!r}, the spec {context.node.serial!r}"
-        )
+    if seen["serial"] != context.serial:
+        because = f"the machine at {context.node.address} says serial {seen['serial']!r}, the spec {context.serial!r}"
+        return context.quarantine(because, Cause.IDENTITY)
     if wanted and seen["image_digest"] != wanted:
         return context.quarantine(f"it runs image {seen['image_digest']!r}, the image service publishes {wanted!r}")
     return context.move(NodeState.REACHABLE, f"SSH with the pinned host key, serial {seen['serial']}, kernel {seen['kernel']}")

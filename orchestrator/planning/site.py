@@ -59,7 +59,7 @@ class Site:
             ssh_port=access.ssh_port,
             ssh_user=access.ssh_user,
             ssh_host_key=record.pins.get("ssh_host_key", ""),
-            serial=node.serial,
+            serial=record.serial or node.serial,
             python=self.spec.runtime.python,
             image_url=self.spec.services.image.url,
         )

@@ -1,0 +1,88 @@
+"""A rollout: which nodes go in which wave, and what people and the failure budget have said since. A fold over its events."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from orchestrator.domain.event import Event
+from orchestrator.domain.node import SETTLED, NodeRecord, NodeState
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutRecord:
+    """The rollout that is going on, or the last one."""
+
+    number: int = 0
+    waves: tuple[tuple[str, ...], ...] = ()
+    because: str = ""
+    started_at_s: float = 0.0
+    stopped_because: str = ""
+    """Why the breaker lets no new node start; empty while it goes on."""
+    paused_because: str = ""
+    """Who paused it and why; empty while it goes on."""
+    aborted_because: str = ""
+    aborted_at_s: float = float("inf")
+    """When it was aborted: nodes that reach their next state after this are left there."""
+    skipped: Mapping[str, float] = field(default_factory=dict)
+    """Nodes left out of it, and since when (seconds since the epoch)."""
+    forgiven: frozenset[str] = frozenset()
+    """Failed nodes that somebody has seen and accepted by `resume`: they no longer count against the failure budget."""
+    finished: bool = True
+
+    def left_alone_at_s(self, name: str) -> float:
+        """Since when the node is left out (skipped, or everything aborted); inf while it takes part."""
+        return min(self.aborted_at_s, self.skipped.get(name, float("inf")))
+
+    def is_resting(self, record: NodeRecord) -> bool:
+        """Whether nothing more will be done with the node: settled, or left out and not in the middle of a stage."""
+        if record.state in SETTLED:
+            return True
+        left_s = self.left_alone_at_s(record.name)
+        if left_s == float("inf"):
+            return False
+        return is_untouched(record) or (record.since_s >= left_s and record.open is None and record.lost is None)
+
+    @property
+    def why_nothing_starts(self) -> str:
+        """Why no node that has not begun may begin, or an empty string."""
+        said = (("aborted", self.aborted_because), ("stopped", self.stopped_because), ("paused", self.paused_because))
+        return "; ".join(f"the rollout is {word}: {because}" for word, because in said if because)
+
+
+def is_untouched(record: NodeRecord) -> bool:
+    """Whether the present proof has not begun: no answer, no failure and nothing on its way, as far as the journal knows."""
+    quiet = not record.facts and not record.failures and not record.silences
+    return quiet and record.open is None and record.lost is None and record.state in (NodeState.ENROLLED, NodeState.IDENTIFIED)
+
+
+def fold_rollout(rollout: RolloutRecord, verb: str, event: Event) -> RolloutRecord:
+    """The rollout after `rollout.<verb>`. Raises ValueError for a verb of a newer rackray."""
+    data = event.data
+    if verb == "started":
+        waves = tuple(tuple(wave) for wave in data["waves"])
+        return RolloutRecord(rollout.number + 1, waves, data.get("because", ""), event.at_s, finished=False)
+    if verb == "extended":
+        return _extended(rollout, int(data["wave"]), tuple(data["nodes"]))
+    if verb == "stopped":
+        return replace(rollout, stopped_because=data["because"])
+    if verb == "paused":
+        return replace(rollout, paused_because=data["because"])
+    if verb == "resumed":
+        forgiven = rollout.forgiven | frozenset(data["forgiven"])
+        return replace(rollout, paused_because="", stopped_because="", forgiven=forgiven)
+    if verb == "skipped":
+        return replace(rollout, skipped={**dict.fromkeys(data["nodes"], event.at_s), **rollout.skipped})
+    if verb == "aborted":
+        return replace(rollout, aborted_because=data["because"], aborted_at_s=event.at_s, paused_because="")
+    if verb == "finished":
+        return replace(rollout, finished=True)
+    raise ValueError(f"unknown rollout event {event.kind!r}")
+
+
+def _extended(rollout: RolloutRecord, wave: int, names: tuple[str, ...]) -> RolloutRecord:
+    """`names` join the wave with index `wave` (a new last one if there is none), and count against the budget again."""
+    new = frozenset(names)
+    waves = [tuple(name for name in each if name not in new) for each in rollout.waves]
+    waves += [()] * (wave + 1 - len(waves))
+    waves[wave] = (*waves[wave], *names)
+    skipped = {name: at_s for name, at_s in rollout.skipped.items() if name not in new}
+    return replace(rollout, waves=tuple(waves), skipped=skipped, forgiven=rollout.forgiven - new, finished=False)
