@@ -8,7 +8,7 @@ and those are looked at again before anything is repeated.
 import heapq
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from orchestrator.domain.event import CLUSTER, Event
 from orchestrator.domain.node import SETTLED, NodeState
 from orchestrator.domain.operation import MUTATING, Action, Operation, Outcome, Status
 from orchestrator.domain.plan import Hold, Move, Settle, Step
+from orchestrator.domain.rollout import is_untouched
 from orchestrator.domain.state import ClusterState
 from orchestrator.drivers.interfaces import Clock, Hands
 from orchestrator.execution.journal import Journal, LeaseLost, Observation
@@ -33,6 +34,8 @@ TICK_S = 1e-6
 """Smallest step between two times the controller writes down."""
 HELD_BACK_S = 1.0
 """How soon steps that were not admitted are offered again, where nothing else happens."""
+SNAPSHOT_EVERY = 200_000
+"""Events between two snapshots: folding so many takes a restart about two seconds."""
 OFFERED_AT_ONCE = 256
 """How many held-back nodes are offered again in one go; the next ones follow only if one of these was admitted."""
 
@@ -51,7 +54,6 @@ class Controller:
     def __init__(self, journal: Journal, hands: Hands, clock: Clock, epoch: int, home: Path) -> None:
         """Begin deciding under `epoch`, which `journal.take_lease` gave, and disown what an earlier controller left open."""
         self.journal, self.hands, self.clock, self.epoch = journal, hands, clock, epoch
-        self.state = ClusterState()
         self._flying: dict[str, Flying] = {}
         self._changed: set[str] = set()
         self._busy: set[str] = set()
@@ -66,10 +68,14 @@ class Controller:
         self._site: Site | None = None
         self.waiting: dict[str, str] = {}
         """Per node, why it is not being worked on at the moment; for progress displays, never for decisions."""
-        self._catch_up()
-        for seen in journal.observations():
-            if seen.key in Action.__members__.values() and seen.subject in self.state.nodes:
-                self.state.observe(seen.subject, Action(seen.key), seen.data, seen.at_s)
+        self._snapshot_seq = journal.snapshot_seq()
+        self._unsaved: set[str] = set()
+        """Nodes whose records the snapshot does not have as they are."""
+        self.state = journal.load()
+        self._stamped_s = journal.newest_s()
+        if self.state.seq > self._snapshot_seq:
+            self._unsaved.update(self.state.nodes)
+        self._recall_looks()
         self.runs = RunKeeper(journal, hands, clock, epoch, home, self._commit, self._operation_id)
         self._disown_open_intents()
         self._changed.update(self.state.nodes)
@@ -122,8 +128,7 @@ class Controller:
                 self._follow(outcome.node)
             else:
                 events.append(_ended(outcome, flying.operation))
-        self._commit(events, now_s)
-        self.journal.observe(looks, self.epoch)
+        self._commit(events, now_s, looks)
         return bool(outcomes)
 
     def _says_nothing_new(self, outcome: Outcome) -> bool:
@@ -169,7 +174,7 @@ class Controller:
         assert spec is not None  # noqa: S101 - for the type checker: the caller has looked
         if self._site is None or self._site.spec is not spec:
             self._site, self._book = Site.of(spec), None
-        if self._book is None or self._book.waves is not rollout.waves:
+        if self._book is None or self._book.rollout is not rollout:
             self._book = FleetBook(self._site, rollout, self.state.nodes)
             self._changed.update(*self._later.values(), self._held)
             self._later.clear()
@@ -201,7 +206,7 @@ class Controller:
 
     def _consider(self, name: str, site: Site, book: FleetBook, now_s: float, steps: list[Step], events: list[Event]) -> None:
         wave = book.wave_of.get(name, -1)
-        if wave > book.open_wave:
+        if wave > book.open_wave and is_untouched(self.state.nodes[name]):
             self._later.setdefault(wave, {})[name] = None
             self.waiting[name] = f"wave {wave + 1} waits for wave {book.open_wave + 1}"
             return
@@ -211,6 +216,7 @@ class Controller:
                 steps.append(decision)
             case Move():
                 moved = {"from": str(self.state.nodes[name].state), "to": str(decision.to), "because": decision.because}
+                moved |= {"cause": decision.cause} if decision.cause else {}
                 events.append(Event("node.moved", name, moved))
                 self._changed.add(name)
             case Settle():
@@ -228,7 +234,7 @@ class Controller:
     def _start(self, steps: list[Step], now_s: float) -> bool:
         if not steps or self._site is None:
             return False
-        admitted, refused = admit(steps, self.state.rollout, self.state.nodes, self._site, self._book)
+        admitted, refused = admit(steps, self.state.rollout, self.state.nodes, self._site, self._book, now_s)
         for refusal in refused:
             self.waiting[refusal.step.node] = refusal.because
             self._held[refusal.step.node] = None
@@ -251,11 +257,12 @@ class Controller:
 
     def _close_rollout(self, now_s: float) -> bool:
         rollout, nodes = self.state.rollout, self.state.nodes
-        if rollout.finished or self.state.spec is None or self._book is None or self._book.waves is not rollout.waves:
+        if rollout.finished or self.state.spec is None or self._book is None or self._book.rollout is not rollout:
             return False
         if self._book.open_wave == len(rollout.waves):
             states = [nodes[name].state for wave in rollout.waves for name in wave]
-            data = {"ready": states.count(NodeState.READY), "quarantined": states.count(NodeState.QUARANTINED)}
+            ready, quarantined = states.count(NodeState.READY), states.count(NodeState.QUARANTINED)
+            data = {"ready": ready, "quarantined": quarantined, "left": sum(state not in SETTLED for state in states)}
             self._commit([Event("rollout.finished", CLUSTER, data)], now_s)
             return True
         because = why_stop(self._book, self.state.spec.rollout)
@@ -285,11 +292,30 @@ class Controller:
     def _operation_id(self, subject: str) -> str:
         return f"{self.epoch}.{next(self._numbers)}.{subject}"
 
-    def _commit(self, events: list[Event], now_s: float) -> None:
-        if events:
-            self.journal.commit([replace(event, at_s=self._stamp(now_s)) for event in events], self.epoch, now_s)
-            self._renewed_at_s = now_s
+    def _recall_looks(self) -> None:
+        """Looks that an earlier controller took and that were no events; only where nothing newer is known."""
+        for seen in self.journal.observations():
+            record = self.state.nodes.get(seen.subject)
+            if record is None or seen.key not in Action.__members__.values():
+                continue
+            if seen.at_s > max(record.fact_at_s(Action(seen.key)), record.failed_at_s):
+                self.state.observe(seen.subject, Action(seen.key), seen.data, seen.at_s)
+
+    def _commit(self, events: list[Event], now_s: float, looks: Sequence[Observation] = ()) -> None:
+        if not events and not looks:
+            return
+        stamped = [replace(event, at_s=self._stamp(now_s)) for event in events]
+        written = self.journal.commit(stamped, self.epoch, now_s, looks=looks)
+        self._renewed_at_s = now_s
+        if written and written[0].seq == self.state.seq + 1:
+            for event in written:
+                self._fold(event)
+        else:
             self._catch_up()
+        if self.state.seq - self._snapshot_seq >= SNAPSHOT_EVERY:
+            self.journal.keep_snapshot([self.state.nodes[name] for name in sorted(self._unsaved)], self.state.seq, self.epoch)
+            self._snapshot_seq = self.state.seq
+            self._unsaved.clear()
 
     def _stamp(self, now_s: float) -> float:
         """A time no earlier than `now_s`, later than any given out before: planning asks which of two facts came first."""
@@ -306,8 +332,11 @@ class Controller:
         if event.subject in self.state.nodes:
             self._changed.add(event.subject)
             self._follow(event.subject)
+        elif event.kind == "spec.applied":
+            self._unsaved.update(self.state.nodes)
 
     def _follow(self, name: str) -> None:
+        self._unsaved.add(name)
         if self._book is not None:
             self._book.follow(self.state.nodes[name])
 
@@ -337,6 +366,5 @@ def everything_settled(state: ClusterState) -> bool:
         return False
     rollout = state.rollout
     if rollout.stopped_because:
-        moving = [r for r in state.nodes.values() if r.state not in SETTLED and r.state is not NodeState.ENROLLED]
-        return not moving
-    return all(state.nodes[node.name].state in SETTLED for node in state.spec.nodes) and rollout.finished
+        return all(rollout.is_resting(record) or is_untouched(record) for record in state.nodes.values())
+    return rollout.finished and all(rollout.is_resting(state.nodes[node.name]) for node in state.spec.nodes)

@@ -1,11 +1,12 @@
 """The journal: an append-only table of events that is on disk before anything is acknowledged, and the lease that fences it.
 
-SQLite in WAL mode with synchronous=FULL by default; any SQLAlchemy URL works, because only Core is used. Three tables:
-`events` (the truth), `observations` (the latest look at each thing and its age; no history), `lease` (who decides).
+SQLite in WAL mode with synchronous=FULL by default; any SQLAlchemy URL works, because only Core is used. Four tables:
+`events` (the truth), `observations` (the latest look at each thing and its age; no history), `lease` (who decides), and
+`snapshots` (node records as a fold had them, so that a restart need not fold everything; throwing it away loses nothing).
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +14,9 @@ import sqlalchemy as sa
 
 from orchestrator.domain.errors import JournalBroken, LeaseHeld
 from orchestrator.domain.event import Event
+from orchestrator.domain.node import NodeRecord
 from orchestrator.domain.operation import TIMEOUT_S
+from orchestrator.domain.record_json import RECORD_SHAPE, record_from_json, record_to_json
 from orchestrator.domain.state import ClusterState
 from orchestrator.planning.settle import SETTLE
 
@@ -29,6 +32,8 @@ _EVENTS = sa.Table(
     sa.Column("data", sa.Text, nullable=False),
     sqlite_autoincrement=True,
 )
+_NOT_OF_NODES = ~_EVENTS.c.kind.like("node.%")
+sa.Index("events_not_of_nodes", _EVENTS.c.seq, sqlite_where=_NOT_OF_NODES, postgresql_where=_NOT_OF_NODES)
 _OBSERVATIONS = sa.Table(
     "observations",
     _META,
@@ -44,6 +49,27 @@ _LEASE = sa.Table(
     sa.Column("epoch", sa.Integer, nullable=False),
     sa.Column("holder", sa.String(256), nullable=False),
     sa.Column("until_s", sa.Float, nullable=False),
+)
+_SNAPSHOTS = sa.Table(
+    "snapshots",
+    _META,
+    sa.Column("name", sa.String(128), primary_key=True),
+    sa.Column("seq", sa.Integer, nullable=False),
+    sa.Column("data", sa.Text, nullable=False),
+)
+_HEAD = ""
+"""The row of `snapshots` that belongs to no node: the seq up to which all rows hold, and the shape of a record in `data`."""
+_EVENT_COLUMNS = (_EVENTS.c.seq, _EVENTS.c.at_s, _EVENTS.c.epoch, _EVENTS.c.kind, _EVENTS.c.subject, _EVENTS.c.data)
+_PUT_EVENT = sa.text(
+    "INSERT INTO events (seq, at_s, epoch, kind, subject, data) VALUES (:seq, :at_s, :epoch, :kind, :subject, :data)"
+)
+_PUT_LOOK = sa.text(
+    "INSERT INTO observations (subject, key, at_s, data) VALUES (:subject, :key, :at_s, :data) "
+    "ON CONFLICT (subject, key) DO UPDATE SET at_s = excluded.at_s, data = excluded.data"
+)
+_PUT_RECORD = sa.text(
+    "INSERT INTO snapshots (name, seq, data) VALUES (:name, :seq, :data) "
+    "ON CONFLICT (name) DO UPDATE SET seq = excluded.seq, data = excluded.data"
 )
 
 BUSY_TIMEOUT_S = 20.0
@@ -111,17 +137,30 @@ class Journal:
     # ------------------------------------------------------------------ reading
     def events(self, after_seq: int = 0, limit: int = 0) -> list[Event]:
         """Events with a seq above `after_seq`, oldest first."""
-        query = sa.select(_EVENTS).where(_EVENTS.c.seq > after_seq).order_by(_EVENTS.c.seq)
         with self._reading() as connection:
-            rows = connection.execute(query.limit(limit) if limit else query).all()
-        return [Event(row.kind, row.subject, json.loads(row.data), row.at_s, row.epoch, row.seq) for row in rows]
+            return list(_events(connection, _EVENTS.c.seq > after_seq, limit))
 
     def load(self) -> ClusterState:
-        """The present state: the fold over all events, with the age of the latest observations."""
+        """The present state: the fold over all events; nodes begin at the latest snapshot, where there is one."""
         state = ClusterState()
-        for event in self.events():
-            state.apply(event)
+        with self._reading() as connection:
+            head = connection.execute(sa.select(_SNAPSHOTS.c.seq, _SNAPSHOTS.c.data).where(_SNAPSHOTS.c.name == _HEAD)).first()
+            upto = head.seq if head is not None and head.data == RECORD_SHAPE else 0
+            if upto:
+                rows = connection.execute(sa.select(_SNAPSHOTS.c.name, _SNAPSHOTS.c.data).where(_SNAPSHOTS.c.name != _HEAD))
+                state.nodes.update((row.name, record_from_json(json.loads(row.data))) for row in rows)
+                for event in _events(connection, (_EVENTS.c.seq <= upto) & _NOT_OF_NODES):
+                    state.apply(event)
+                state.seq = upto
+            for event in _events(connection, _EVENTS.c.seq > upto):
+                state.apply(event)
         return state
+
+    def newest_s(self) -> float:
+        """The latest time a controller wrote into the journal, which its clock may have been set back from; 0.0 if none has."""
+        newest = sa.select(_EVENTS.c.at_s).where(_EVENTS.c.epoch > 0).order_by(_EVENTS.c.seq.desc()).limit(1)
+        with self._reading() as connection:
+            return float(connection.execute(newest).scalar() or 0.0)
 
     def observations(self, subject: str = "") -> list[Observation]:
         """Latest observations, of one subject or of all."""
@@ -142,12 +181,18 @@ class Journal:
         with self._writing() as connection:
             return self._append(connection, [replace(event, epoch=0)])[0]
 
-    def commit(self, events: Sequence[Event], epoch: int, now_s: float, renew: bool = True) -> list[Event]:
-        """Append decisions, all or none. Raises LeaseLost when `epoch` no longer decides; then nothing is written."""
+    def commit(
+        self, events: Sequence[Event], epoch: int, now_s: float, renew: bool = True, looks: Sequence[Observation] = ()
+    ) -> list[Event]:
+        """Append decisions and replace the latest observations, all or none; returns the events as the journal holds them.
+
+        Raises LeaseLost when `epoch` no longer decides; then nothing is written.
+        """
         with self._writing() as connection:
             self._check(connection, epoch)
             if renew:
                 connection.execute(sa.update(_LEASE).where(_LEASE.c.id == 1).values(until_s=now_s + LEASE_S))
+            _put_looks(connection, looks)
             return self._append(connection, [replace(event, epoch=epoch, at_s=event.at_s or now_s) for event in events])
 
     def observe(self, observations: Iterable[Observation], epoch: int) -> None:
@@ -157,11 +202,23 @@ class Journal:
             return
         with self._writing() as connection:
             self._check(connection, epoch)
-            for row in rows:
-                key = (_OBSERVATIONS.c.subject == row.subject) & (_OBSERVATIONS.c.key == row.key)
-                connection.execute(sa.delete(_OBSERVATIONS).where(key))
-                values = {"subject": row.subject, "key": row.key, "at_s": row.at_s, "data": json.dumps(row.data, sort_keys=True)}
-                connection.execute(sa.insert(_OBSERVATIONS).values(values))
+            _put_looks(connection, rows)
+
+    def keep_snapshot(self, records: Iterable[NodeRecord], seq: int, epoch: int) -> None:
+        """Keep `records`, which are as the events up to `seq` left them; records not named are as the last snapshot has them.
+
+        A snapshot of another shape of record (written by another rackray) is dropped: then name them all. See `snapshot_seq`.
+        """
+        rows = [{"name": record.name, "seq": seq, "data": json.dumps(record_to_json(record))} for record in records]
+        with self._writing() as connection:
+            self._check(connection, epoch)
+            connection.execute(_PUT_RECORD, [*rows, {"name": _HEAD, "seq": seq, "data": RECORD_SHAPE}])
+
+    def snapshot_seq(self) -> int:
+        """The seq up to which the present snapshot holds; 0 if there is none, or none that this rackray reads."""
+        with self._reading() as connection:
+            head = connection.execute(sa.select(_SNAPSHOTS.c.seq, _SNAPSHOTS.c.data).where(_SNAPSHOTS.c.name == _HEAD)).first()
+        return head.seq if head is not None and head.data == RECORD_SHAPE else 0
 
     # ------------------------------------------------------------------ the lease
     def is_free(self, lease: Lease | None, now_s: float) -> bool:
@@ -208,27 +265,42 @@ class Journal:
             raise LeaseLost(f"epoch {epoch} has passed; epoch {row.epoch if row else 0} decides now")
 
     def _append(self, connection: sa.Connection, events: Sequence[Event]) -> list[Event]:
-        written = []
-        for event in events:
-            values = {
-                "at_s": event.at_s,
-                "epoch": event.epoch,
-                "kind": event.kind,
-                "subject": event.subject,
-                "data": json.dumps(dict(event.data), sort_keys=True),
-            }
-            result = connection.execute(sa.insert(_EVENTS).values(values))
-            key = result.inserted_primary_key
-            if key is None:
-                raise JournalBroken("the database did not say under which number it stored an event")
-            written.append(replace(event, seq=int(key[0])))
-        return written
+        """Append them under the next numbers. The write lock is held, so that nobody else can give the same ones."""
+        if not events:
+            return []
+        texts = [json.dumps(dict(event.data), sort_keys=True) for event in events]
+        if connection.dialect.name != "sqlite":
+            connection.exec_driver_sql("LOCK TABLE events IN EXCLUSIVE MODE")
+        last = connection.execute(sa.select(sa.func.max(_EVENTS.c.seq))).scalar() or 0
+        rows = [
+            {"seq": seq, "at_s": event.at_s, "epoch": event.epoch, "kind": event.kind, "subject": event.subject, "data": text}
+            for seq, (event, text) in enumerate(zip(events, texts, strict=True), last + 1)
+        ]
+        connection.execute(_PUT_EVENT, rows)
+        # Parsed back from what was written: a fold in memory must not differ from one over the file.
+        return [
+            Event(event.kind, event.subject, json.loads(text), event.at_s, event.epoch, seq)
+            for seq, (event, text) in enumerate(zip(events, texts, strict=True), last + 1)
+        ]
 
     def _reading(self) -> "_Reading":
         return _Reading(self._engine)
 
     def _writing(self) -> "_Writing":
         return _Writing(self._engine, self._before, self._after)
+
+
+def _events(connection: sa.Connection, which: sa.ColumnElement[bool], limit: int = 0) -> Iterator[Event]:
+    query = sa.select(*_EVENT_COLUMNS).where(which).order_by(_EVENTS.c.seq)
+    rows = connection.execution_options(yield_per=5000).execute(query.limit(limit) if limit else query)
+    for seq, at_s, epoch, kind, subject, data in rows:
+        yield Event(kind, subject, json.loads(data), at_s, epoch, seq)
+
+
+def _put_looks(connection: sa.Connection, looks: Sequence[Observation]) -> None:
+    if looks:
+        rows = [{"subject": x.subject, "key": x.key, "at_s": x.at_s, "data": json.dumps(x.data, sort_keys=True)} for x in looks]
+        connection.execute(_PUT_LOOK, rows)
 
 
 class _Reading:

@@ -18,10 +18,9 @@ class Views:
 
     def __init__(self, journal: Journal, home: Path) -> None:
         self._journal, self._home = journal, home
-        self.state = ClusterState()
+        self.state: ClusterState = journal.load()
         self.latest: list[Event] = []
-        """Events that the last `refresh` brought."""
-        self.refresh()
+        """Events that the last `refresh` brought; none before the first."""
 
     def refresh(self) -> None:
         """Fold what has been journaled since the last time."""
