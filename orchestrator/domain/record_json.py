@@ -34,10 +34,9 @@ def record_from_json(data: Mapping[str, Any]) -> NodeRecord:
 
 
 _ACTIONS: Mapping[str, Action] = {str(action): action for action in Action}
+_BLANK = NodeRecord("")
 _FIELDS: Mapping[str, Any] = {
-    field.name: field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
-    for field in dataclasses.fields(NodeRecord)
-    if field.name != "name"
+    field.name: getattr(_BLANK, field.name) for field in dataclasses.fields(NodeRecord) if field.name != "name"
 }
 RECORD_SHAPE = "1 " + " ".join(sorted(_FIELDS))
 """Names the fields of a record: a snapshot of another shape was written by another rackray, and is not read."""
