@@ -245,7 +245,21 @@ class Rollout(Strict):
     max_in_flight: Annotated[int, Field(ge=1)] = 256
     """Nodes worked on at once."""
     failure_budget: Annotated[int, Field(ge=0)] = 1
-    """Nodes that may fail (refused, unreachable, timed out or unknown) before no new wave starts."""
+    """Nodes that may fail (refused, unreachable, timed out or unknown) in all before no new node starts."""
+    wave_failure_budget: Annotated[int, Field(ge=0)] | None = None
+    """Nodes of one wave that may fail before no new node starts. Left out: only `failure_budget` counts."""
+    max_unavailable: Annotated[int, Field(ge=1)] | None = None
+    """Nodes that may be in work or out of service at once; those that are unhealthy already count. Left out: no limit."""
+    down_per_rack: Annotated[int, Field(ge=1)] | None = None
+    """Nodes of one rack that power and firmware steps may take down at once. Left out: no limit."""
+    down_per_feed: Annotated[int, Field(ge=1)] | None = None
+    """Nodes on one power feed that power and firmware steps may take down at once. Left out: no limit."""
+    down_per_leaf: Annotated[int, Field(ge=1)] | None = None
+    """Nodes on one leaf switch that power and firmware steps may take down at once. Left out: no limit."""
+    inrush_factor: Annotated[float, Field(ge=1, le=100, allow_inf_nan=False)] = 1.0
+    """What a node that is being powered on counts on its rack and feed, as a multiple of its SKU's `max_w`."""
+    inrush_s: Annotated[float, Field(ge=0, le=600, allow_inf_nan=False)] = 3.0
+    """How long after its BMC accepted the power-on it counts so, in seconds."""
     stage_limit_s: Annotated[float, Field(gt=0, le=604800)] = 1800.0
     """Longest a node may stay in one stage, in seconds, before it is quarantined."""
     attempts: Annotated[int, Field(ge=1, le=1000)] = 5

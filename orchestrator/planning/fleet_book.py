@@ -1,28 +1,46 @@
 """What admission asks about the whole fleet, kept up to date record by record, so that a tick costs what changed in it."""
 
+from collections import Counter
 from collections.abc import Mapping
 
-from orchestrator.domain.node import SETTLED, NodeRecord, NodeState
-from orchestrator.domain.state import RolloutRecord
+from orchestrator.domain.node import BRING_UP, NodeRecord, NodeState
+from orchestrator.domain.operation import Action
+from orchestrator.domain.rollout import RolloutRecord, is_untouched
 from orchestrator.planning.power_book import PowerBook
 from orchestrator.planning.site import Site
 
+UNHEALTHY = frozenset({NodeState.QUARANTINED, NodeState.SUSPECT, NodeState.DRAINING, NodeState.MAINTENANCE, NodeState.REPAIRING})
+"""States of a node that is out of service whatever this rollout does."""
+DISRUPTIVE = frozenset({Action.BMC_POWER, Action.BMC_UPDATE})
+"""Actions that take a machine down while they last: power and firmware."""
+Group = tuple[str, str]
+"""What nodes have in common: ("rack" | "feed" | "leaf", its name)."""
+
 
 class FleetBook:
-    """The open wave, the nodes being worked on, those that failed, and the watts reserved.
+    """The open wave, the nodes being worked on, those that failed, those that are down, and the watts reserved.
 
     Made from all records once per rollout and spec; after that `follow` is told of every record that was replaced.
     """
 
     def __init__(self, site: Site, rollout: RolloutRecord, nodes: Mapping[str, NodeRecord]) -> None:
-        self.waves = rollout.waves
+        self.rollout = rollout
         self.wave_of = {name: index for index, wave in enumerate(rollout.waves) for name in wave}
         """Index of the wave each node of the rollout belongs to."""
         self.busy: dict[str, None] = {}
         """Nodes with a journaled intent whose outcome is not journaled, oldest first."""
         self.failed: dict[str, None] = {}
-        """Nodes of the rollout that are in quarantine, for whatever cause: refused, unreachable, timed out or unknown."""
+        """Nodes of the rollout that are in quarantine, for whatever cause, and that nobody has accepted by `resume`."""
+        self.failed_in_wave: Counter[int] = Counter()
+        self.in_work: dict[str, None] = {}
+        """Nodes of the rollout whose proof has begun and is not at its end."""
+        self.unhealthy: dict[str, None] = {}
+        """Nodes of the spec that are out of service for reasons of their own."""
+        self.down_in: Counter[Group] = Counter()
+        """Nodes that a power or firmware step has taken down, per rack, feed and leaf."""
         self.power = PowerBook(site)
+        self._site = site
+        self._down: set[str] = set()
         self._moving = [dict.fromkeys(wave) for wave in rollout.waves]
         self._open = 0
         for record in nodes.values():
@@ -30,28 +48,71 @@ class FleetBook:
 
     @property
     def open_wave(self) -> int:
-        """Index of the first wave with a node that is not settled; the number of waves when all are."""
+        """Index of the first wave with a node that is not at rest; the number of waves when all are."""
         while self._open < len(self._moving) and not self._moving[self._open]:
             self._open += 1
         return self._open
 
+    def groups(self, name: str) -> tuple[Group, ...]:
+        """The rack, the feed and the leaf the node stands on."""
+        rack = self._site.rack(name)
+        return ("rack", self._site.nodes[name].rack), ("feed", rack.feed), ("leaf", rack.leaf)
+
+    def begin(self, name: str) -> None:
+        """The node's first step of this proof was admitted; the journal says so only when its answer comes."""
+        if name in self.wave_of:
+            self.in_work[name] = None
+
+    def take_down(self, name: str) -> None:
+        """A step that takes the node down was admitted."""
+        if name not in self._down and name in self._site.nodes:
+            self._down.add(name)
+            self.down_in.update(self.groups(name))
+
+    def is_down(self, name: str) -> bool:
+        """Whether a power or firmware step has taken the node down, and it is not back."""
+        return name in self._down
+
     def follow(self, record: NodeRecord) -> None:
         """A record was replaced by this one."""
         name = record.name
-        if record.open is None:
-            self.busy.pop(name, None)
-        else:
-            self.busy[name] = None
+        _keep(self.busy, name, record.open is not None)
+        _keep(self.unhealthy, name, record.state in UNHEALTHY and name in self._site.nodes)
         self.power.follow(record)
+        if is_down(record):
+            self.take_down(name)
+        elif name in self._down:
+            self._down.discard(name)
+            self.down_in.subtract(self.groups(name))
         wave = self.wave_of.get(name)
         if wave is None:
             return
-        if record.state is NodeState.QUARANTINED:
-            self.failed[name] = None
-        else:
-            self.failed.pop(name, None)
-        if record.state in SETTLED:
-            self._moving[wave].pop(name, None)
-        else:
-            self._moving[wave][name] = None
+        self._count_failed(record, wave)
+        resting = self.rollout.is_resting(record)
+        _keep(self.in_work, name, record.state in BRING_UP and not resting and not is_untouched(record))
+        _keep(self._moving[wave], name, not resting)
+        if not resting:
             self._open = min(self._open, wave)
+
+    def _count_failed(self, record: NodeRecord, wave: int) -> None:
+        failed = record.state is NodeState.QUARANTINED and record.name not in self.rollout.forgiven
+        self.failed_in_wave[wave] += int(failed) - int(record.name in self.failed)
+        _keep(self.failed, record.name, failed)
+
+
+def is_down(record: NodeRecord) -> bool:
+    """Whether a power or firmware step is under way at the node, or it has not come back from one yet."""
+    for operation in (record.open, record.lost):
+        if operation is not None and operation.action in DISRUPTIVE:
+            return True
+    if record.state in (NodeState.CREDENTIALED, NodeState.POWERED, NodeState.IMAGED):
+        return record.fact_at_s(Action.BMC_POWER) > 0
+    updated_s = record.fact_at_s(Action.BMC_UPDATE)
+    return record.state is NodeState.CONFIGURED and updated_s > record.fact_at_s(Action.BMC_FIRMWARE)
+
+
+def _keep(where: dict[str, None], name: str, is_in: bool) -> None:
+    if is_in:
+        where[name] = None
+    else:
+        where.pop(name, None)

@@ -1,20 +1,30 @@
-"""Watts reserved per rack and feed, kept up to date record by record: what a power-on is admitted against."""
+"""Watts reserved per rack and feed, kept up to date record by record: what power-on, firmware and burn-in are admitted against.
 
+A node that draws is reckoned with its largest draw; one that is being powered on with `inrush_factor` times that, until
+`inrush_s` after its BMC accepted the command. So the sum on every rack and feed holds at each instant, whatever the node does.
+"""
+
+import heapq
 from collections.abc import Mapping
 
 from orchestrator.domain.node import NodeRecord, NodeState
-from orchestrator.domain.operation import Action
+from orchestrator.domain.operation import TIMEOUT_S, Action
 from orchestrator.planning.site import Site
+
+FOREVER = float("inf")
+Part = tuple[str, str]
+"""What carries load: ("rack" | "feed", its name)."""
 
 
 class PowerBook:
-    """Watts reserved per rack and feed: the largest draw of every node that is on, or about to be."""
+    """Watts reserved per rack and feed."""
 
     def __init__(self, site: Site) -> None:
-        self._site = site
-        self._rack_w: dict[str, float] = {}
-        self._feed_w: dict[str, float] = {}
+        self._site, self._policy = site, site.spec.rollout
+        self._used_w: dict[Part, float] = {}
         self._charged: set[str] = set()
+        self._inrush_until_s: dict[str, float] = {}
+        self._ends: list[tuple[float, str]] = []
 
     @staticmethod
     def of(nodes: Mapping[str, NodeRecord], site: Site) -> "PowerBook":
@@ -32,46 +42,108 @@ class PowerBook:
             self.charge(record.name)
         else:
             self.release(record.name)
+        self._inrush(record.name, inrush_until_s(record, self._policy.inrush_s))
 
     def charge(self, name: str) -> None:
         """Reserve the node's largest draw, once."""
-        if name in self._charged:
-            return
-        self._charged.add(name)
-        watts, rack, feed = self._site.sku(name).max_w, self._site.nodes[name].rack, self._site.rack(name).feed
-        self._rack_w[rack] = self._rack_w.get(rack, 0.0) + watts
-        self._feed_w[feed] = self._feed_w.get(feed, 0.0) + watts
+        if name not in self._charged:
+            self._charged.add(name)
+            self._add(name, self._site.sku(name).max_w)
 
     def release(self, name: str) -> None:
         """Give the node's reservation back, if it has one."""
-        if name not in self._charged:
-            return
-        self._charged.discard(name)
-        watts, rack = self._site.sku(name).max_w, self._site.nodes[name].rack
-        self._rack_w[rack] -= watts
-        self._feed_w[self._site.rack(name).feed] -= watts
+        if name in self._charged:
+            self._charged.discard(name)
+            self._add(name, -self._site.sku(name).max_w)
+
+    def power_on(self, name: str) -> None:
+        """The node is about to be powered on: its largest draw, and its inrush until the answer says when that ends."""
+        self.charge(name)
+        self._inrush(name, FOREVER)
+
+    def expire(self, now_s: float) -> None:
+        """Give back the inrush of nodes that have been on long enough."""
+        while self._ends and self._ends[0][0] <= now_s:
+            until_s, name = heapq.heappop(self._ends)
+            if self._inrush_until_s.get(name) == until_s:
+                self._inrush(name, -FOREVER)
+
+    def load_w(self, part: Part) -> float:
+        """Watts reserved on a rack or feed."""
+        return self._used_w.get(part, 0.0)
+
+    def limit_w(self, part: Part) -> float:
+        """Watts a rack or feed may carry."""
+        kind, name = part
+        return self._site.spec.racks[name].limit_w if kind == "rack" else self._site.spec.feeds[name].limit_w
 
     def short_for(self, name: str) -> str:
         """Why the node may not be powered on now, or an empty string."""
-        if name in self._charged:
-            return ""
-        watts, rack_name = self._site.sku(name).max_w, self._site.nodes[name].rack
-        rack = self._site.rack(name)
-        feed = self._site.spec.feeds[rack.feed]
-        for kind, key, used_w, limit_w in (
-            ("rack", rack_name, self._rack_w.get(rack_name, 0.0), rack.limit_w),
-            ("feed", rack.feed, self._feed_w.get(rack.feed, 0.0), feed.limit_w),
-        ):
-            if used_w + watts > limit_w:
-                return f"{kind} {key} would carry {used_w + watts:.0f} W of {limit_w:.0f} W"
+        largest_w = self._site.sku(name).max_w
+        more_w = 0.0 if name in self._charged else largest_w
+        if name not in self._inrush_until_s:
+            more_w += self._inrush_w(name)
+        return self._overload(name, more_w) if more_w else ""
+
+    def over_for(self, name: str) -> str:
+        """Why a node that is on may not be put under full load now (firmware, burn-in), or an empty string."""
+        return self._overload(name, 0.0 if name in self._charged else self._site.sku(name).max_w)
+
+    def _overload(self, name: str, more_w: float) -> str:
+        for kind, key in self._parts(name):
+            load_w, limit_w = self.load_w((kind, key)) + more_w, self.limit_w((kind, key))
+            if load_w > limit_w + 1e-6:
+                rushing = sum(1 for other in self._inrush_until_s if (kind, key) in self._parts(other))
+                because = f", {rushing} nodes are powering on" if rushing else ""
+                return f"{kind} {key} would carry {load_w:.0f} W of {limit_w:.0f} W{because}"
         return ""
+
+    def _parts(self, name: str) -> tuple[Part, ...]:
+        return ("rack", self._site.nodes[name].rack), ("feed", self._site.rack(name).feed)
+
+    def _inrush_w(self, name: str) -> float:
+        return self._site.sku(name).max_w * (self._policy.inrush_factor - 1.0)
+
+    def _inrush(self, name: str, until_s: float) -> None:
+        rushing, rushes = name in self._inrush_until_s, until_s > -FOREVER
+        if rushes != rushing:
+            self._add(name, self._inrush_w(name) if rushes else -self._inrush_w(name))
+        if rushes:
+            self._inrush_until_s[name] = until_s
+            if until_s < FOREVER:
+                heapq.heappush(self._ends, (until_s, name))
+        else:
+            self._inrush_until_s.pop(name, None)
+
+    def _add(self, name: str, watts: float) -> None:
+        for part in self._parts(name):
+            self._used_w[part] = self._used_w.get(part, 0.0) + watts
+
+
+def inrush_until_s(record: NodeRecord, inrush_s: float) -> float:
+    """Until when the node counts as powering on: inf while the command is under way, -inf when it is not."""
+    opened = record.open
+    if opened is not None and opened.action is Action.BMC_POWER and opened.args.get("reset") == "On":
+        return FOREVER
+    lost = record.lost
+    if lost is not None and lost.action is Action.BMC_POWER and lost.args.get("reset") == "On":
+        return lost.at_s + TIMEOUT_S[Action.BMC_POWER] + inrush_s
+    if (record.fact(Action.BMC_POWER) or {}).get("reset") == "On":
+        return record.fact_at_s(Action.BMC_POWER) + inrush_s
+    return -FOREVER
 
 
 def draws(record: NodeRecord) -> bool:
     """Whether the node must be reckoned as drawing power: unless its BMC said Off after the last power command, it is."""
-    if record.fact_at_s(Action.BMC_POWER) > 0 or (record.open is not None and record.open.action is Action.BMC_POWER):
+    if record.fact_at_s(Action.BMC_POWER) > 0:
         return True
-    seen = record.fact(Action.BMC_OBSERVE)
-    if seen is not None:
-        return bool(seen["power"] != "Off")
-    return record.state not in (NodeState.ENROLLED, NodeState.IDENTIFIED, NodeState.CREDENTIALED, NodeState.RETIRED)
+    if any(operation is not None and operation.action is Action.BMC_POWER for operation in (record.open, record.lost)):
+        return True
+    looks = [record.facts[action] for action in (Action.BMC_IDENTIFY, Action.BMC_OBSERVE) if action in record.facts]
+    said = [(look.at_s, look.values["power"]) for look in looks if look.values.get("power")]
+    if said:
+        return bool(max(said)[1] != "Off")
+    if record.state is NodeState.IDENTIFIED:
+        # Proving again, and nothing has been read yet: it has been on before.
+        return bool(record.pins)
+    return record.state not in (NodeState.ENROLLED, NodeState.CREDENTIALED, NodeState.RETIRED)

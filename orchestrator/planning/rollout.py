@@ -3,13 +3,16 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from orchestrator.domain.node import BRING_UP, NodeRecord, NodeState
+from orchestrator.domain.node import BRING_UP, NodeRecord
 from orchestrator.domain.operation import Action
 from orchestrator.domain.plan import Step
+from orchestrator.domain.rollout import RolloutRecord, is_untouched
 from orchestrator.domain.spec import Rollout
-from orchestrator.domain.state import RolloutRecord
-from orchestrator.planning.fleet_book import FleetBook
+from orchestrator.planning.fleet_book import DISRUPTIVE, FleetBook
 from orchestrator.planning.site import Site
+
+FULL_LOAD = frozenset({Action.BMC_UPDATE, Action.NODE_COMPUTE})
+"""Steps during which a machine that is on may draw all it can: they wait while its rack or feed carries too much."""
 
 
 def waves(names: Sequence[str], policy: Rollout) -> tuple[tuple[str, ...], ...]:
@@ -35,11 +38,20 @@ def to_bring_up(site: Site, nodes: Mapping[str, NodeRecord]) -> list[str]:
 
 
 def why_stop(book: FleetBook, policy: Rollout) -> str:
-    """Why no new wave may start, or an empty string."""
-    failed = book.failed
-    if len(failed) <= policy.failure_budget:
-        return ""
-    return f"{len(failed)} nodes failed ({', '.join(list(failed)[:5])}), the failure budget is {policy.failure_budget}"
+    """Why no new node may start, or an empty string: too many failed in total, or in one wave.
+
+    Failed is whatever ended in quarantine: refused, unreachable, timed out, unknown, another machine, a check.
+    """
+    failed = list(book.failed)
+    said = f"{len(failed)} nodes failed ({', '.join(failed[:5])}{', ...' if len(failed) > 5 else ''})"
+    if len(failed) > policy.failure_budget:
+        return f"{said}, the failure budget is {policy.failure_budget}"
+    if policy.wave_failure_budget is not None:
+        for wave, count in sorted(book.failed_in_wave.items()):
+            if count > policy.wave_failure_budget:
+                budget = policy.wave_failure_budget
+                return f"{count} nodes of wave {wave + 1} failed, the failure budget of a wave is {budget}; {said}"
+    return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,29 +63,82 @@ class Refusal:
 
 
 def admit(
-    steps: Iterable[Step], rollout: RolloutRecord, nodes: Mapping[str, NodeRecord], site: Site, book: FleetBook | None = None
+    steps: Iterable[Step],
+    rollout: RolloutRecord,
+    nodes: Mapping[str, NodeRecord],
+    site: Site,
+    book: FleetBook | None = None,
+    now_s: float = float("inf"),
 ) -> tuple[list[Step], list[Refusal]]:
-    """Which steps may go now: those of open waves, within the number of nodes in flight, within every rack's and feed's power.
+    """Which steps may go at `now_s`: within waves, budgets, nodes in flight, blast radius, and every rack's and feed's power.
 
     `book` is kept by the controller, so that the cost is that of `steps`; without it one is made from all records.
     """
     book = book or FleetBook(site, rollout, nodes)
-    wave_of, current, busy, power = book.wave_of, book.open_wave, len(book.busy), book.power
+    book.power.expire(now_s)
+    halted = rollout.why_nothing_starts or why_stop(book, site.spec.rollout)
+    busy, most = len(book.busy), site.spec.rollout.max_in_flight
     admitted: list[Step] = []
     refused: list[Refusal] = []
     for step in steps:
-        wave = wave_of.get(step.node)
-        if wave is not None and wave > current:
-            refused.append(Refusal(step, f"wave {wave + 1} waits for wave {current + 1}"))
-        elif wave is not None and rollout.stopped_because and nodes[step.node].state is NodeState.ENROLLED:
-            refused.append(Refusal(step, f"the rollout is stopped: {rollout.stopped_because}"))
-        elif busy >= site.spec.rollout.max_in_flight:
-            refused.append(Refusal(step, f"{busy} nodes are being worked on, the limit is {site.spec.rollout.max_in_flight}"))
-        elif step.action is Action.BMC_POWER and step.args.get("reset") == "On" and (short := power.short_for(step.node)):
-            refused.append(Refusal(step, short))
-        else:
-            if step.action is Action.BMC_POWER:
-                power.charge(step.node)
-            admitted.append(step)
-            busy += 1
+        record = nodes[step.node]
+        because = _not_its_turn(record, book, halted, site.spec.rollout)
+        if not because and busy >= most:
+            because = f"{busy} nodes are being worked on, the limit is {most}"
+        because = because or _too_many_down(step, book, site.spec.rollout) or _no_power(step, book)
+        if because:
+            refused.append(Refusal(step, because))
+            continue
+        _reserve(step, book)
+        admitted.append(step)
+        busy += 1
     return admitted, refused
+
+
+def _not_its_turn(record: NodeRecord, book: FleetBook, halted: str, policy: Rollout) -> str:
+    """Why the node may not be worked on as the rollout stands, or an empty string. A node that has begun goes on."""
+    name, rollout = record.name, book.rollout
+    wave = book.wave_of.get(name)
+    if wave is None:
+        return "no rollout includes it: `rackray apply` starts one"
+    if rollout.is_resting(record):
+        return f"left out: {rollout.aborted_because or 'skipped in this rollout'}"
+    if not is_untouched(record) or name in book.in_work:
+        return ""
+    if wave > book.open_wave:
+        return f"wave {wave + 1} waits for wave {book.open_wave + 1}"
+    if halted:
+        return halted
+    if policy.max_unavailable is not None:
+        out, in_work = len(book.unhealthy), len(book.in_work)
+        if out + in_work >= policy.max_unavailable:
+            return f"{out} nodes are out of service and {in_work} in work, max_unavailable is {policy.max_unavailable}"
+    return ""
+
+
+def _too_many_down(step: Step, book: FleetBook, policy: Rollout) -> str:
+    """Blast radius: why one more node may not be taken down in its rack, feed or leaf."""
+    if step.action not in DISRUPTIVE or book.is_down(step.node):
+        return ""
+    limits = {"rack": policy.down_per_rack, "feed": policy.down_per_feed, "leaf": policy.down_per_leaf}
+    for kind, name in book.groups(step.node):
+        limit = limits[kind]
+        if limit is not None and book.down_in[kind, name] >= limit:
+            return f"{book.down_in[kind, name]} nodes of {kind} {name} are down for power or firmware, the limit is {limit}"
+    return ""
+
+
+def _no_power(step: Step, book: FleetBook) -> str:
+    """Why the racks and feeds above the node cannot carry the step now."""
+    if step.action is Action.BMC_POWER:
+        return book.power.short_for(step.node) if step.args.get("reset") == "On" else ""
+    return book.power.over_for(step.node) if step.action in FULL_LOAD else ""
+
+
+def _reserve(step: Step, book: FleetBook) -> None:
+    """The step goes: what it takes is no longer there for the next one."""
+    book.begin(step.node)
+    if step.action in DISRUPTIVE:
+        book.take_down(step.node)
+    if step.action is Action.BMC_POWER and step.args.get("reset") == "On":
+        book.power.power_on(step.node)
