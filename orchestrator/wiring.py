@@ -311,8 +311,9 @@ def lab_down(folder: Path) -> Any:
     from orchestrator.lab.control import lab_down as down
 
     report = down(folder)
-    for name in ("cell", "management"):
-        stop_head(name, folder)
+    if folder.exists():
+        for name in ("cell", "management"):
+            stop_head(name, folder)
     return report
 
 
