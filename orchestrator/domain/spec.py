@@ -5,74 +5,42 @@ fields together (a node in an unknown rack, a rack over its power) is checked in
 `Finding`s. `cluster_specs/README.md` is generated from the texts below the fields.
 """
 
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-SpecPath = tuple[str | int, ...]
-"""Keys and list indices from the top of a spec to a value: ("nodes", 2, "mac")."""
+from orchestrator.domain.spec_network import Link
+from orchestrator.domain.spec_power import Cord, OnFeedLoss, Power, Supplies
+from orchestrator.domain.spec_words import (
+    Address,
+    ComponentId,
+    Finding,
+    Folder,
+    Form,
+    Kilograms,
+    Label,
+    Metres,
+    Name,
+    Port,
+    Serial,
+    SpecPath,
+    Strict,
+    Subnet,
+    Version,
+    Watts,
+)
 
+__all__ = ["NO_GPUS", "UNKNOWN_MAC", "ClusterSpec", "Finding", "Form", "SpecPath", "Strict"]
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing wrong with a spec whose fields are each right by themselves."""
-
-    path: SpecPath
-    """The value to look at."""
-    message: str
-    """What is wrong, and by how much."""
-    hint: str
-    """The way out."""
-    other: SpecPath | None = None
-    """The second place of a finding about two places; shown by its line at the end of the message."""
-    rests_on: tuple[SpecPath, ...] = ()
-    """Further values the finding reckons with; "*" stands for any one key or index. A wrong one voids the finding."""
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """Says in words what the pattern beside it in an annotation demands; errors show it instead of the pattern."""
-
-    text: str
-
-
-Name = Annotated[
+Kind = Literal["compute", "leaf-switch", "spine-switch", "management-switch", "switch-tray", "power-shelf", "cooling"]
+Mac = Annotated[
     str,
-    Field(pattern=r"^[A-Za-z][A-Za-z0-9._-]{0,62}$"),
-    Form("a letter, then at most 62 letters, digits, points, hyphens or underscores"),
+    Field(pattern=r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$"),
+    Form('six pairs of lower-case hexadecimal digits, such as "02:00:00:00:01:01"'),
 ]
-Address = Annotated[str, Form("an IPv4 or IPv6 address in its canonical form, such as 10.1.2.3 or fd00::1")]
-Subnet = Annotated[str, Form("a network in CIDR form, such as 10.1.0.0/16")]
-Port = Annotated[int, Field(ge=1, le=65535)]
-Watts = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
-Label = Annotated[
-    str,
-    Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]*$"),
-    Form("text on one line, without control characters"),
-]
-Serial = Annotated[
-    str, Field(min_length=1, max_length=64, pattern=r"^[\x21-\x7e]*$"), Form("ASCII without spaces, as on the machine's plate")
-]
-Version = Annotated[
-    str, Field(min_length=1, max_length=64, pattern=r"^[\x20-\x7e]*$"), Form("the version as the BMC prints it, in ASCII")
-]
-ComponentId = Annotated[
-    str,
-    Field(min_length=1, max_length=128, pattern=r"^[\x20-\x7e]*$"),
-    Form("the Id that the BMC's FirmwareInventory gives, in ASCII"),
-]
-Folder = Annotated[
-    str,
-    Field(max_length=255, pattern=r"^(/[A-Za-z0-9._+-]+)+$"),
-    Form("an absolute path of letters, digits, points, plus signs, hyphens and underscores"),
-]
-
-
-class Strict(BaseModel):
-    """A frozen value that refuses what it does not know and never guesses a type."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+UNKNOWN_MAC = "00:00:00:00:00:00"
+Unit = Annotated[int, Field(ge=1, le=60)]
+Cords = Annotated[tuple[Cord, ...], Field(strict=False)]
 
 
 class GpuSku(Strict):
@@ -84,6 +52,11 @@ class GpuSku(Strict):
     """GPUs in one node."""
     memory_gib: Annotated[float, Field(gt=0, le=4096)] = 80.0
     """Memory of one GPU, in GiB."""
+    nvlink_domain: Annotated[int, Field(ge=0, le=1024)] = 0
+    """GPUs that NVLink joins: 8 in an HGX machine, 72 across an NVL72 rack. 0: those of one machine."""
+
+
+NO_GPUS = GpuSku(model="none", count=0)
 
 
 class Sku(Strict):
@@ -99,8 +72,22 @@ class Sku(Strict):
     """Draw when idle, in watts."""
     max_w: Watts
     """Largest sustained draw, in watts; what power checks reckon with."""
-    gpus: GpuSku
-    """The GPUs of one machine; `count: 0` for machines without."""
+    gpus: GpuSku = NO_GPUS
+    """The GPUs of one machine; `count: 0` for machines without. Only SKUs of equipment may leave it out."""
+    kind: Kind = "compute"
+    """`compute` for what stands in `nodes`, another kind for what stands in `equipment`."""
+    typical_w: Watts | None = None
+    """Draw under the usual load, in watts; shown beside the largest."""
+    weight_kg: Kilograms | None = None
+    """Weight as mounted, in kilograms; checked where the rack has `weight_limit_kg`."""
+    liquid_w: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = 0.0
+    """How much of `max_w` goes into the cooling liquid, in watts; the rest goes into the air."""
+    supplies: Supplies | None = None
+    """Its power supplies. Left out: it draws from the busbar that its rack's power shelves feed."""
+    rails: Annotated[int, Field(ge=0, le=64)] = 0
+    """Ports `rail1`, `rail2`, ... of the compute fabric that one machine has."""
+    ports: Annotated[int, Field(ge=0, le=4096)] = 0
+    """Of a switch: its ports, counted from 1."""
 
 
 class Feed(Strict):
@@ -125,6 +112,20 @@ class Rack(Strict):
         str, Field(max_length=64, pattern=r"^[^\x00-\x1f\x7f]*$"), Form("text on one line, without control characters")
     ] = ""
     """The row it stands in."""
+    pdus: Annotated[tuple[Name, ...], Field(strict=False)] = ()
+    """The PDUs that machines in this rack are plugged into, elements of `power`; `cords` count them from 1."""
+    on_feed_loss: OnFeedLoss | None = None
+    """What may happen to its machines when one feed, UPS, busway or PDU is lost. Left out: `power.on_feed_loss`."""
+    air_limit_w: Watts | None = None
+    """Heat that the room's air can take from this rack, in watts."""
+    liquid_limit_w: Watts | None = None
+    """Heat that the liquid loop can take from this rack, in watts."""
+    weight_limit_kg: Kilograms | None = None
+    """Weight of machines that rack and floor carry, in kilograms."""
+    x_m: Metres | None = None
+    """Where it stands along its row, in metres from a corner of the room; cables are measured with it."""
+    y_m: Metres | None = None
+    """Where its row stands, in metres from the same corner."""
 
 
 class Node(Strict):
@@ -134,7 +135,7 @@ class Node(Strict):
     """What every command calls it; unique without regard to case."""
     rack: Name
     """The rack it stands in, one of `racks`."""
-    unit: Annotated[int, Field(ge=1, le=60)]
+    unit: Unit
     """Lowest rack unit it occupies, counted from the bottom."""
     sku: Name
     """What kind of machine it is, one of `skus`."""
@@ -144,14 +145,33 @@ class Node(Strict):
     """Address of its BMC."""
     address: Address
     """Address of the node itself (SSH, Ray, ranks)."""
-    mac: Annotated[
-        str,
-        Field(pattern=r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$"),
-        Form('six pairs of lower-case hexadecimal digits, such as "02:00:00:00:01:01"'),
-    ] = "00:00:00:00:00:00"
+    mac: Mac = UNKNOWN_MAC
     """MAC of the port it boots from, lower case, quoted. Left out: not known."""
     insecure_bmc: bool = False
     """This BMC's certificate cannot be checked. Shown loudly wherever it matters."""
+    cords: Cords = ()
+    """Which of its rack's `pdus` each supply is plugged into, where this machine differs from its SKU."""
+
+
+class Equipment(Strict):
+    """One thing in a rack that is no compute node: a switch, a switch tray, a power shelf, a cooling unit."""
+
+    name: Name
+    """What every report calls it; unique among nodes and equipment without regard to case."""
+    rack: Name
+    """The rack it stands in, one of `racks`."""
+    unit: Unit
+    """Lowest rack unit it occupies, counted from the bottom."""
+    sku: Name
+    """What kind of thing it is, one of `skus`; its `kind` is not `compute`."""
+    serial: Serial
+    """Serial number on its plate."""
+    bmc: Address | None = None
+    """Address of its BMC or management port. Left out: it has none."""
+    mac: Mac = UNKNOWN_MAC
+    """MAC of that port, lower case, quoted. Left out: not known."""
+    cords: Cords = ()
+    """Which of its rack's `pdus` each supply is plugged into, where it differs from its SKU."""
 
 
 class Subnets(Strict):
@@ -161,6 +181,10 @@ class Subnets(Strict):
     """Subnet of the BMCs, in CIDR form."""
     management: Subnet
     """Subnet of the nodes' own addresses, in CIDR form."""
+    storage: Subnet | None = None
+    """Subnet of the storage network, in CIDR form."""
+    rails: Annotated[tuple[Subnet, ...], Field(strict=False)] = ()
+    """Subnets of the compute fabric's rails, in CIDR form, in the rails' order; each has room for every node."""
 
 
 class Access(Strict):
@@ -189,11 +213,28 @@ class ImageServiceSpec(Strict):
     """The image every node gets."""
 
 
+class StorageMount(Strict):
+    """One file system that every node mounts."""
+
+    mount: Folder
+    """Where the nodes see it."""
+    source: Annotated[str, Field(max_length=255, pattern=r"^[^\s\x00-\x1f\x7f@]+:/[^\s\x00-\x1f\x7f]*$"), Form("SERVER:/PATH")]
+    """Server and path, without user or password."""
+    kind: Literal["nfs", "lustre", "weka", "gpfs", "beegfs"]
+    """File system."""
+
+
 class Services(Strict):
     """What the site offers to its nodes."""
 
     image: ImageServiceSpec
     """Lays down and serves the operating system."""
+    ntp: Annotated[tuple[Address, ...], Field(strict=False)] = ()
+    """Time servers."""
+    dns: Annotated[tuple[Address, ...], Field(strict=False)] = ()
+    """Name servers."""
+    storage: Annotated[tuple[StorageMount, ...], Field(strict=False)] = ()
+    """What every node mounts."""
 
 
 class Runtime(Strict):
@@ -335,7 +376,13 @@ class ClusterSpec(Strict):
     rollout: Rollout = Rollout()
     """How fast a change may spread, and when it stops."""
     nodes: Annotated[tuple[Node, ...], Field(min_length=1, strict=False)]
-    """Every machine, one item each."""
+    """Every machine that computes, one item each."""
+    equipment: Annotated[tuple[Equipment, ...], Field(strict=False)] = ()
+    """Everything else with a serial number: switches, switch trays, power shelves."""
+    power: Power | None = None
+    """The power tree below the feeds. Left out: racks and feeds are checked by their `limit_w` alone."""
+    links: Annotated[tuple[Link, ...], Field(strict=False)] = ()
+    """Cables between machines and switches."""
     lab: Lab | None = None
     """Only for simulated machines."""
 

@@ -49,6 +49,7 @@ def model_problems(error: ValidationError, model: type[BaseModel], marks: Marks,
     """One problem per finding of pydantic. Adds the paths of wrong values to `broken`; stays silent about paths already there."""
     known = frozenset(broken)
     problems: list[Problem] = []
+    said: set[tuple[str, Path]] = set()
     left_out = 0
     for details in error.errors(include_url=False):
         path, at_key = _place_of(details)
@@ -56,6 +57,10 @@ def model_problems(error: ValidationError, model: type[BaseModel], marks: Marks,
             continue
         if details["type"] != "extra_forbidden" and not at_key:
             broken.add(path)
+        place = (details["type"], marks.source(path))
+        if place in said:  # one value that a pattern repeats
+            continue
+        said.add(place)
         if len(problems) == MAX_PROBLEMS:
             left_out += 1
             continue
@@ -198,11 +203,12 @@ def _wrong_length(kind: str, label: str, given: Any, context: Mapping[str, Any])
 
 
 def _label(path: Path, marks: Marks) -> str:
-    """`nodes[2].mac (r01-n3)`: the path, with the name of the item where it has one."""
+    """`nodes[2].mac (r01-n3)`: the path as the file has it, with the name of the item where it has one."""
+    given, path = path, marks.source(path)
     words = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
     for length in range(len(path), 0, -1):
         if isinstance(path[length - 1], int):
-            name = marks.find((*path[:length], "name"))
+            name = marks.find((*given[:length], "name"))
             if name is not None and name.raw:
                 words += f" ({name.raw[:64]})"
             break

@@ -4,15 +4,20 @@ The checks come in as a function because they are planning's, and drivers know n
 mistakes in its fields, on whatever is right in it, so that an operator sees everything at once.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from orchestrator.domain.errors import BadInput, Problem
 from orchestrator.domain.spec import ClusterSpec, Finding, SpecPath
-from orchestrator.drivers.yaml_file import Examined, examine
-from orchestrator.drivers.yaml_text import read_bytes
+from orchestrator.drivers.yaml_expand import Expansion
+from orchestrator.drivers.yaml_file import read_tree, validate_tree
+from orchestrator.drivers.yaml_origins import Origins
+from orchestrator.drivers.yaml_sources import Gathered
+from orchestrator.drivers.yaml_text import one_line, read_bytes
 from orchestrator.drivers.yaml_tree import Marks
+
+MOST_AT_ONE_PLACE = 4
 
 Check = Callable[[ClusterSpec], Iterable[Finding]]
 
@@ -35,25 +40,55 @@ def read_spec(path: Path, check: Check) -> LoadedSpec:
 
 
 def parse_spec(data: bytes, file: str, check: Check) -> LoadedSpec:
-    """The same from the file's bytes; `file` is the name that problems carry."""
-    examined = examine(data, file, ClusterSpec)
-    problems = set(examined.problems)
-    if examined.model is not None:
-        problems |= set(_checked(examined, examined.model, check))
-    if problems or examined.model is None:
+    """The same from the file's bytes; `file` is the name that problems carry. Raises BadInput."""
+    tree = read_tree(data, file)
+    if tree.root is None:
+        raise BadInput(tuple(sorted(set(tree.problems))))
+    gathered = Gathered(tree)
+    expansion = Expansion(gathered)
+    expansion.work()
+    broken = set(gathered.broken)
+    if gathered.incomplete:
+        broken |= {(name,) for name in ClusterSpec.model_fields if name not in gathered.data}
+    for section in ("nodes",):
+        if (section,) in expansion.void and not gathered.data.get(section):
+            broken.add((section,))
+    spec, wrong = validate_tree(gathered.data, ClusterSpec, gathered.origins, broken)
+    void = frozenset(broken | expansion.void)
+    problems = {*gathered.problems, *wrong, *_few(list(_checked(spec, check, gathered.origins, void)))}
+    if problems:
         raise BadInput(tuple(sorted(problems)))
-    return LoadedSpec(examined.model, examined.text, examined.sha256, examined.marks)
+    return LoadedSpec(spec, tree.text, gathered.sha256, gathered.origins)
 
 
-def _checked(examined: Examined[ClusterSpec], spec: ClusterSpec, check: Check) -> Iterable[Problem]:
+def _checked(spec: ClusterSpec, check: Check, origins: Origins, void: frozenset[SpecPath]) -> Iterator[Problem]:
     for finding in check(spec):
         others = () if finding.other is None else (finding.other,)
-        if any(_rests_on(path, examined.broken) for path in (finding.path, *others, *finding.rests_on)):
+        if any(_rests_on(path, void) for path in (finding.path, *others, *finding.rests_on)):
             continue
         message = finding.message
+        place = origins.problem_at(finding.path, message, finding.hint)
         for other in others:
-            message += f", line {examined.marks.problem_at(other, '').line}"
-        yield examined.marks.problem_at(finding.path, message, finding.hint)
+            there = origins.problem_at(other, "")
+            file = "" if there.file == place.file else f"{there.file}, "
+            message += f", {file}line {there.line}"
+        yield replace(place, message=one_line(message))
+
+
+def _few(problems: list[Problem]) -> list[Problem]:
+    """At most `MOST_AT_ONE_PLACE` problems of one place: a pattern's mistake is not said for each of its 12,500 names."""
+    by_place: dict[tuple[str, int, int], list[Problem]] = {}
+    for problem in problems:
+        by_place.setdefault((problem.file, problem.line, problem.column), []).append(problem)
+    kept: list[Problem] = []
+    for found in by_place.values():
+        if len(found) <= MOST_AT_ONE_PLACE:
+            kept += found
+            continue
+        more = len(found) - MOST_AT_ONE_PLACE + 1
+        kept += found[: MOST_AT_ONE_PLACE - 1]
+        kept.append(replace(max(found), message=f"… and {more:,} more like these come from this place"))
+    return kept
 
 
 def _rests_on(path: SpecPath, broken: frozenset[SpecPath]) -> bool:

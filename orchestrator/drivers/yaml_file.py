@@ -8,7 +8,7 @@ loaded.problem_at(("steps",), "...", "...")         for checks that need more th
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -60,30 +60,57 @@ def parse_model(text: str, file: str, model: type[M]) -> Loaded[M]:
     return _required(examine(text.encode("utf-8", errors="surrogatepass"), file, model))
 
 
-def examine(data: bytes, file: str, model: type[M]) -> Examined[M]:
-    """Read `data` as a `model` and collect what is wrong. Raises BadInput only where it is no text in UTF-8."""
+@dataclass(frozen=True)
+class Tree:
+    """The plain values of one file, before any model looks at them."""
+
+    root: dict[str, Any] | None
+    """None where the file is no mapping, or reading stopped before its end."""
+    problems: tuple[Problem, ...]
+    broken: frozenset[ValuePath]
+    text: str
+    sha256: str
+    marks: Marks = field(repr=False)
+
+
+def read_tree(data: bytes, file: str) -> Tree:
+    """Read `data` as strict YAML. Raises BadInput only where it is no text in UTF-8."""
     text = decode(data, file)
     sha256 = hashlib.sha256(data).hexdigest()
     marks = Marks(text, file)
     unseen = unseen_problems(text, file)
     if unseen:
-        return Examined(None, tuple(unseen), frozenset(), text, sha256, marks)
-    tree = TreeBuilder(text, file)
-    tree.build()
-    if not tree.complete:
-        return Examined(None, tuple(tree.problems), frozenset(), text, sha256, marks)
-    if not isinstance(tree.root, dict):
-        shape = "is empty" if tree.root is None else f"holds a {'list' if isinstance(tree.root, list) else 'single value'}"
+        return Tree(None, tuple(unseen), frozenset(), text, sha256, marks)
+    builder = TreeBuilder(text, file)
+    builder.build()
+    if not builder.complete:
+        return Tree(None, tuple(builder.problems), frozenset(), text, sha256, marks)
+    if not isinstance(builder.root, dict):
+        shape = "is empty" if builder.root is None else f"holds a {'list' if isinstance(builder.root, list) else 'single value'}"
         nothing = Problem(
             file, 1, 1, f"the file {shape}", "write `key: value` lines; the README beside the example specs explains every key"
         )
-        return Examined(None, (*tree.problems, nothing), frozenset(), text, sha256, marks)
-    broken = set(tree.broken)
+        return Tree(None, (*builder.problems, nothing), frozenset(), text, sha256, marks)
+    return Tree(builder.root, tuple(builder.problems), frozenset(builder.broken), text, sha256, marks)
+
+
+def validate_tree(root: dict[str, Any], model: type[M], marks: Marks, broken: set[ValuePath]) -> tuple[M, list[Problem]]:
+    """`root` as a `model`: valid without problems, else salvaged. Adds the paths of wrong values to `broken`."""
     try:
-        return Examined(model.model_validate(tree.root), tuple(tree.problems), frozenset(broken), text, sha256, marks)
+        return model.model_validate(root), []
     except ValidationError as error:
-        problems = (*tree.problems, *model_problems(error, model, marks, broken))
-        return Examined(salvage(model, tree.root, broken), problems, frozenset(broken), text, sha256, marks)
+        problems = model_problems(error, model, marks, broken)
+        return salvage(model, root, broken), problems
+
+
+def examine(data: bytes, file: str, model: type[M]) -> Examined[M]:
+    """Read `data` as a `model` and collect what is wrong. Raises BadInput only where it is no text in UTF-8."""
+    tree = read_tree(data, file)
+    if tree.root is None:
+        return Examined(None, tree.problems, frozenset(), tree.text, tree.sha256, tree.marks)
+    broken = set(tree.broken)
+    read, problems = validate_tree(tree.root, model, tree.marks, broken)
+    return Examined(read, (*tree.problems, *problems), frozenset(broken), tree.text, tree.sha256, tree.marks)
 
 
 def _required(examined: Examined[M]) -> Loaded[M]:

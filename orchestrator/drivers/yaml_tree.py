@@ -55,6 +55,10 @@ class Marks:
         builder.build()
         return builder.marks
 
+    def source(self, path: Path) -> Path:
+        """The path as the file has it: of a single file, the same."""
+        return path
+
     def find(self, path: Path) -> Mark | None:
         """The mark of exactly this path; None if the file does not hold it."""
         return self._index.get(path)

@@ -78,7 +78,7 @@ FIELD_CASES = [
     Bad("line break in a name", "name: r01-n1", 'name: «"r01-n1\\n"', f'nodes[0].name (r01-n1\\n) is "r01-n1\\n"; write {NAME}'),
     Bad("long name", "name: r01-n1", "name: «" + "r" * 300, f"nodes[0].name ({'r' * 64}) is \"{'r' * 57}...\" (300 characters); write {NAME}"),
     Bad("look-alike", "name: r02-n1", "name: «r02-п1", "nodes[2].name (r02-п1) is \"r02-п1\", with 'п' (CYRILLIC SMALL LETTER PE); write"),
-    Bad("range as a name", "name: r01-n1", 'name: «"r01-n[1-10000000]"', f'nodes[0].name (r01-n[1-10000000]) is "r01-n[1-10000000]"; write {NAME}'),
+    Bad("range as a name", "name: r01-n1", 'name: «"r01-n[1-10000000]"', "r01-n[1-10000000] stands for 10,000,000 names; at most 200,000 are read; shorten its ranges"),
     Bad("upper-case MAC", MAC_1, 'mac: «"02:00:00:00:01:0A"', 'nodes[0].mac (r01-n1) is "02:00:00:00:01:0A"; write six pairs of lower-case'),
     Bad("shell in a path", "python: /opt/rackray/venv/bin/python", "python: «/opt/$(id)/python", 'runtime.python is "/opt/$(id)/python"; write an absolute path'),
     Bad("relative path", "shared_directory: /srv/shared", "shared_directory: «srv/shared", 'runtime.shared_directory is "srv/shared"; write an absolute path'),
