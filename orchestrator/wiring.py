@@ -4,6 +4,7 @@ Drivers that carry heavy libraries (httpx, paramiko, ansible-runner, SQLAlchemy)
 them, so that `rackray validate` and `--help` do not pay for what they do not use.
 """
 
+import contextlib
 import getpass
 import logging
 import os
@@ -58,6 +59,12 @@ def open_journal(folder: Path) -> "Journal":
     from orchestrator.execution.journal import Journal
 
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    file = folder / "state.db"
+    if "RACKRAY_DATABASE_URL" not in os.environ and not file.exists():
+        # Made before SQLite makes it readable for all; its other files take over this one's mode. Never opened once it is
+        # there: closing it would end the locks that this process holds on it.
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     return Journal(journal_url(folder), has_ended=_has_ended)
 
 

@@ -197,7 +197,7 @@ def daemon_pid(paths: LabPaths) -> int | None:
 @contextlib.contextmanager
 def _alone(paths: LabPaths) -> Iterator[None]:
     """One `lab up` or `lab down` at a time in one home; the second waits. The lock is on the folder, so no file is left."""
-    paths.home.mkdir(parents=True, exist_ok=True)
+    paths.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder = os.open(paths.home, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
