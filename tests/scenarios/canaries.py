@@ -108,9 +108,10 @@ def search_a_living_site(world: LabWorld, watcher: Watcher) -> Searcher:
     for name in ("cell", "management"):
         searcher.look_below(f"{name} Ray", temp_directory(name, home))
     for node in lab_status(home).nodes:
+        root = Path(f"/proc/{node.pid}/root")
         for place in NODE_PLACES:
             # The one secret a node holds is its cell's token, in the file Ray reads.
-            searcher.look_below("nodes", Path(f"/proc/{node.pid}/root") / place, allowed={"ray.token": [CELL_TOKEN]})
+            searcher.look_below("nodes", root / place, but=shared_with(node.pid), allowed={"ray.token": [CELL_TOKEN]})
     for line in watcher.command_lines:
         searcher.look("command lines", repr(line[:80]), line)
     for environment in watcher.environments:
@@ -118,7 +119,13 @@ def search_a_living_site(world: LabWorld, watcher: Watcher) -> Searcher:
     return searcher
 
 
+def shared_with(pid: int | None) -> list[Path]:
+    """Folders a node only sees and cannot write, such as the runtime: a gigabyte that no bring-up has written to."""
+    mounts = [line.split() for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()]
+    return [Path(f"/proc/{pid}/root{mount[4]}") for mount in mounts if "ro" in mount[5].split(",") and mount[4] != "/"]
+
+
 def open_to_others(home: Path) -> list[str]:
-    """Files and folders of the secrets, and the home itself, that anybody but their owner may read."""
-    places = [home, home / "secrets", *(home / "secrets").rglob("*")]
+    """Home, journal, secrets folder and every secret that anybody but their owner may read."""
+    places = [home, home / "state.db", home / "secrets", *(home / "secrets").rglob("*")]
     return [f"{path} {stat.filemode(path.lstat().st_mode)}" for path in places if path.lstat().st_mode & 0o077]

@@ -48,7 +48,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabWorld]:
     try:
         yield world
     finally:
-        world.close()
+        left = world.close()
+    assert not left, f"the lab left behind: {left}"
 
 
 def one_node(world: LabWorld) -> str:
