@@ -4,7 +4,7 @@ The table `LEGAL_MOVES` is the one place where the lifecycle stands; the map in 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
@@ -173,3 +173,17 @@ class NodeRecord:
         """When `action` last succeeded in the present proof; -inf if never."""
         found = self.facts.get(action)
         return found.at_s if found else float("-inf")
+
+
+def changed(record: NodeRecord, **changes: Any) -> NodeRecord:
+    """`dataclasses.replace` for records, at a third of its cost: a fold over a million events does little else."""
+    new = object.__new__(NodeRecord)
+    for name, slot in _SLOTS.items():
+        slot.__set__(new, changes.pop(name) if name in changes else slot.__get__(record))
+    if changes:
+        raise TypeError(f"a node's record has no field {', '.join(changes)}")
+    return new
+
+
+_SLOTS: Mapping[str, Any] = {field.name: getattr(NodeRecord, field.name) for field in fields(NodeRecord)}
+"""The fields' slot descriptors, in their order."""

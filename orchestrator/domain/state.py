@@ -1,11 +1,11 @@
 """State is a fold over events: `ClusterState.apply` is the only way anything here changes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.domain.event import Event
-from orchestrator.domain.node import Fact, NodeRecord, NodeState, OpenOperation
+from orchestrator.domain.node import Fact, NodeRecord, NodeState, OpenOperation, changed
 from orchestrator.domain.operation import Action, Status
 from orchestrator.domain.rollout import RolloutRecord, fold_rollout
 from orchestrator.domain.run import RunRecord, fold_run
@@ -66,16 +66,20 @@ class ClusterState:
         """A look that changed nothing but the age of the evidence; it is no event."""
         record = self.nodes.get(node)
         if record is not None and at_s >= record.proving_since_s:
-            self.nodes[node] = replace(
+            self.nodes[node] = changed(
                 record, facts={**record.facts, action: Fact(at_s, facts)}, failures=0, silences=0, last_problem=""
             )
 
     def _apply_spec(self, event: Event) -> None:
+        before = {node.name: node.serial for node in self.spec.nodes} if self.spec else {}
         self.spec = ClusterSpec.model_validate(event.data["spec"])
         self.spec_sha256, self.spec_file = event.data["sha256"], event.data["file"]
         for node in self.spec.nodes:
             if node.name not in self.nodes:
                 self.nodes[node.name] = NodeRecord(node.name, since_s=event.at_s, proving_since_s=event.at_s)
+            elif before.get(node.name) != node.serial and self.nodes[node.name].serial:
+                # The spec has caught up with the swapped board, or names yet another one: its word counts.
+                self.nodes[node.name] = replace(self.nodes[node.name], serial="")
 
     def _apply_request(self, verb: str, event: Event) -> None:
         if verb == "handled":
@@ -89,28 +93,28 @@ def _fold_node(record: NodeRecord, verb: str, event: Event) -> NodeRecord:
     data = event.data
     if verb == "moved":
         moved = _moved(record, NodeState(data["to"]), data["because"], event.at_s, data.get("run", ""))
-        return replace(moved, cause=data.get("cause", ""))
+        return changed(moved, cause=data.get("cause", ""))
     if verb == "intended":
         opened = OpenOperation(data["operation"], Action(data["action"]), event.at_s, event.epoch, data["args"])
-        return replace(record, open=opened)
+        return changed(record, open=opened)
     if verb == "ended":
         return _ended(record, event)
     if verb == "settled":
         lost = record.lost
         if data["done"] and lost is not None:
             fact = Fact(lost.at_s, {**lost.args, **data["facts"]})
-            return replace(record, lost=None, facts={**record.facts, lost.action: fact})
-        return replace(record, lost=None)
+            return changed(record, lost=None, facts={**record.facts, lost.action: fact})
+        return changed(record, lost=None)
     if verb == "replaced":
         # Another board: nothing that was pinned or proven of the old one holds for it.
-        return replace(record, pins={}, facts={}, serial=data["serial"], proving_since_s=event.at_s, open=None, lost=None)
+        return changed(record, pins={}, facts={}, serial=data["serial"], proving_since_s=event.at_s, open=None, lost=None)
     if verb == "host_key":
-        return replace(record, pins={**record.pins, "ssh_host_key": data["ssh_host_key"]})
+        return changed(record, pins={**record.pins, "ssh_host_key": data["ssh_host_key"]})
     raise ValueError(f"unknown node event {event.kind!r}")
 
 
 def _moved(record: NodeRecord, to: NodeState, because: str, at_s: float, run: str) -> NodeRecord:
-    moved = replace(
+    moved = changed(
         record,
         state=to,
         since_s=at_s,
@@ -125,12 +129,12 @@ def _moved(record: NodeRecord, to: NodeState, because: str, at_s: float, run: st
     )
     if to is NodeState.REPAIRING or to is NodeState.MAINTENANCE:
         # Everything has to be proven again; identities stay pinned, so a swapped board is noticed.
-        return replace(moved, proving_since_s=at_s, facts={}, open=None, lost=None)
+        return changed(moved, proving_since_s=at_s, facts={}, open=None, lost=None)
     source = PINNED_ON.get(to)
     if source is not None and source in record.facts:
         found = record.facts[source].values
         pins = {pin: str(found[fact]) for fact, pin in PIN_SOURCES[source].items() if found.get(fact)}
-        return replace(moved, pins={**record.pins, **pins})
+        return changed(moved, pins={**record.pins, **pins})
     return moved
 
 
@@ -138,15 +142,15 @@ def _ended(record: NodeRecord, event: Event) -> NodeRecord:
     data = event.data
     action, status = Action(data["action"]), Status(data["status"])
     was_open = record.open if record.open is not None and record.open.id == data["operation"] else None
-    record = replace(record, open=None if was_open else record.open)
+    record = changed(record, open=None if was_open else record.open)
     if status is Status.DONE:
         values = {**(was_open.args if was_open else {}), **data["facts"]}
         facts = {**record.facts, action: Fact(event.at_s, values)}
-        return replace(record, facts=facts, failures=0, silences=0, failed_at_s=float("-inf"), last_problem="")
+        return changed(record, facts=facts, failures=0, silences=0, failed_at_s=float("-inf"), last_problem="")
     lost = was_open if status is Status.UNKNOWN and was_open else record.lost
     hopeless = status is Status.MISMATCH or (status is Status.REFUSED and not data.get("retryable", True))
     quiet = status in (Status.UNREACHABLE, Status.FENCED)
-    return replace(
+    return changed(
         record,
         lost=lost,
         failures=record.failures + (0 if quiet or data.get("takeover") else 1),

@@ -9,7 +9,7 @@ import heapq
 import itertools
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.domain.event import CLUSTER, Event
@@ -62,6 +62,7 @@ class Controller:
         self._offer_at_s = 0.0
         self._later: dict[int, dict[str, None]] = {}
         self._book: FleetBook | None = None
+        self._unfollowed: dict[str, None] = {}
         self._numbers = itertools.count(1)
         self._stamped_s = 0.0
         self._renewed_at_s = clock.now_s()
@@ -179,6 +180,8 @@ class Controller:
             self._changed.update(*self._later.values(), self._held)
             self._later.clear()
             self._held.clear()
+            self._unfollowed.clear()
+        self._follow_all(self._book)
         return self._site, self._book
 
     def _open_waves(self, book: FleetBook) -> None:
@@ -234,6 +237,8 @@ class Controller:
     def _start(self, steps: list[Step], now_s: float) -> bool:
         if not steps or self._site is None:
             return False
+        if self._book is not None:
+            self._follow_all(self._book)
         admitted, refused = admit(steps, self.state.rollout, self.state.nodes, self._site, self._book, now_s)
         for refusal in refused:
             self.waiting[refusal.step.node] = refusal.because
@@ -259,6 +264,7 @@ class Controller:
         rollout, nodes = self.state.rollout, self.state.nodes
         if rollout.finished or self.state.spec is None or self._book is None or self._book.rollout is not rollout:
             return False
+        self._follow_all(self._book)
         if self._book.open_wave == len(rollout.waves):
             states = [nodes[name].state for wave in rollout.waves for name in wave]
             ready, quarantined = states.count(NodeState.READY), states.count(NodeState.QUARANTINED)
@@ -304,7 +310,7 @@ class Controller:
     def _commit(self, events: list[Event], now_s: float, looks: Sequence[Observation] = ()) -> None:
         if not events and not looks:
             return
-        stamped = [replace(event, at_s=self._stamp(now_s)) for event in events]
+        stamped = [Event(event.kind, event.subject, event.data, self._stamp(now_s)) for event in events]
         written = self.journal.commit(stamped, self.epoch, now_s, looks=looks)
         self._renewed_at_s = now_s
         if written and written[0].seq == self.state.seq + 1:
@@ -337,8 +343,13 @@ class Controller:
 
     def _follow(self, name: str) -> None:
         self._unsaved.add(name)
-        if self._book is not None:
-            self._book.follow(self.state.nodes[name])
+        self._unfollowed[name] = None
+
+    def _follow_all(self, book: FleetBook) -> None:
+        """Tell the book of every record that was replaced since the last time: once per node, however often it was."""
+        for name in self._unfollowed:
+            book.follow(self.state.nodes[name])
+        self._unfollowed.clear()
 
     def _idle_s(self) -> float:
         """How long nothing can come due; the clock returns earlier when an outcome may have come."""
