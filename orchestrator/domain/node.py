@@ -138,6 +138,8 @@ class NodeRecord:
     state: NodeState = NodeState.ENROLLED
     since_s: float = 0.0
     because: str = "named in the spec"
+    clock_s: float = 0.0
+    """When a rollout last took it up or was resumed: time before that does not count against the limit of its stage."""
     proving_since_s: float = 0.0
     """Start of the present proof: evidence older than this does not count for `ready`."""
     facts: Mapping[Action, Fact] = field(default_factory=dict)

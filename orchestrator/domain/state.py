@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.domain.event import Event
-from orchestrator.domain.node import Fact, NodeRecord, NodeState, OpenOperation, changed
+from orchestrator.domain.node import BRING_UP, Fact, NodeRecord, NodeState, OpenOperation, changed
 from orchestrator.domain.operation import Action, Status
 from orchestrator.domain.rollout import RolloutRecord, fold_rollout
 from orchestrator.domain.run import RunRecord, fold_run
@@ -18,6 +18,8 @@ PIN_SOURCES: Mapping[Action, Mapping[str, str]] = {
     Action.IMAGE_REPORT: {"ssh_host_key": "ssh_host_key"},
 }
 """Which facts become pins when their stage is passed."""
+
+STAGES_WITH_A_CLOCK = frozenset(BRING_UP) - {NodeState.ENROLLED}
 
 PINNED_ON: Mapping[NodeState, Action] = {
     NodeState.CREDENTIALED: Action.BMC_CREDENTIAL,
@@ -54,6 +56,7 @@ class ClusterState:
             self._apply_request(verb, event)
         elif family == "rollout":
             self.rollout = fold_rollout(self.rollout, verb, event)
+            self._restart_clocks(verb, event)
         elif event.kind == "spec.applied":
             self._apply_spec(event)
         elif event.kind == "controller.took":
@@ -79,7 +82,15 @@ class ClusterState:
                 self.nodes[node.name] = NodeRecord(node.name, since_s=event.at_s, proving_since_s=event.at_s)
             elif before.get(node.name) != node.serial and self.nodes[node.name].serial:
                 # The spec has caught up with the swapped board, or names yet another one: its word counts.
-                self.nodes[node.name] = replace(self.nodes[node.name], serial="")
+                self.nodes[node.name] = changed(self.nodes[node.name], serial="")
+
+    def _restart_clocks(self, verb: str, event: Event) -> None:
+        """A node that was left in the middle of its bring-up has its whole time again when a rollout takes it up."""
+        taken_up = event.data["nodes"] if verb == "extended" else [name for wave in self.rollout.waves for name in wave]
+        if verb in ("started", "extended", "resumed"):
+            for name in taken_up:
+                if self.nodes[name].state in STAGES_WITH_A_CLOCK:
+                    self.nodes[name] = changed(self.nodes[name], clock_s=event.at_s)
 
     def _apply_request(self, verb: str, event: Event) -> None:
         if verb == "handled":

@@ -8,6 +8,7 @@ and those are looked at again before anything is repeated.
 import heapq
 import itertools
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,8 @@ HELD_BACK_S = 1.0
 """How soon steps that were not admitted are offered again, where nothing else happens."""
 SNAPSHOT_EVERY = 200_000
 """Events between two snapshots: folding so many takes a restart about two seconds."""
+NEXT_ROLLOUT = sys.maxsize
+"""The wave of nodes about which nothing is decided until something is said about the rollout."""
 OFFERED_AT_ONCE = 256
 """How many held-back nodes are offered again in one go; the next ones follow only if one of these was admitted."""
 
@@ -208,6 +211,10 @@ class Controller:
         return moved
 
     def _consider(self, name: str, site: Site, book: FleetBook, now_s: float, steps: list[Step], events: list[Event]) -> None:
+        if aside := book.stands_aside(self.state.nodes[name]):
+            self._later.setdefault(NEXT_ROLLOUT, {})[name] = None
+            self.waiting[name] = aside
+            return
         wave = book.wave_of.get(name, -1)
         if wave > book.open_wave and is_untouched(self.state.nodes[name]):
             self._later.setdefault(wave, {})[name] = None
@@ -338,7 +345,7 @@ class Controller:
         if event.subject in self.state.nodes:
             self._changed.add(event.subject)
             self._follow(event.subject)
-        elif event.kind == "spec.applied":
+        elif event.kind == "spec.applied" or event.kind.startswith("rollout."):
             self._unsaved.update(self.state.nodes)
 
     def _follow(self, name: str) -> None:
@@ -377,5 +384,6 @@ def everything_settled(state: ClusterState) -> bool:
         return False
     rollout = state.rollout
     if rollout.stopped_because:
-        return all(rollout.is_resting(record) or is_untouched(record) for record in state.nodes.values())
+        records = [state.nodes[node.name] for node in state.spec.nodes]
+        return all(rollout.is_resting(record) or is_untouched(record) for record in records)
     return rollout.finished

@@ -58,6 +58,16 @@ class FleetBook:
         rack = self._site.rack(name)
         return ("rack", self._site.nodes[name].rack), ("feed", rack.feed), ("leaf", rack.leaf)
 
+    def stands_aside(self, record: NodeRecord) -> str:
+        """Why nothing is to be decided about the node as the rollout stands, or an empty string. It is no failure to wait."""
+        if record.state not in BRING_UP:
+            return ""
+        if record.name not in self.wave_of:
+            return "no rollout includes it: `rackray apply` starts one"
+        if self.rollout.is_resting(record):
+            return f"left out: {self.rollout.aborted_because or 'skipped in this rollout'}"
+        return self.rollout.why_nothing_starts if is_untouched(record) and record.name not in self.in_work else ""
+
     def begin(self, name: str) -> None:
         """The node's first step of this proof was admitted; the journal says so only when its answer comes."""
         if name in self.wave_of:
@@ -79,7 +89,7 @@ class FleetBook:
         _keep(self.busy, name, record.open is not None)
         _keep(self.unhealthy, name, record.state in UNHEALTHY and name in self._site.nodes)
         self.power.follow(record)
-        if is_down(record):
+        if name in self._site.nodes and is_down(record):
             self.take_down(name)
         elif name in self._down:
             self._down.discard(name)
@@ -88,7 +98,7 @@ class FleetBook:
         if wave is None:
             return
         self._count_failed(record, wave)
-        resting = self.rollout.is_resting(record)
+        resting = self.rollout.is_resting(record) or name not in self._site.nodes
         _keep(self.in_work, name, record.state in BRING_UP and not resting and not is_untouched(record))
         _keep(self._moving[wave], name, not resting)
         if not resting:

@@ -86,7 +86,7 @@ def _held_up(context: Context) -> Decision | None:
     if record.failures >= policy.attempts:
         because = f"{record.failures} exchanges in a row failed in {record.state}; the last: {problem}"
         return context.quarantine(because, CAUSES.get(record.last_status, Cause.REFUSED))
-    stage_s = context.now_s - record.since_s
+    stage_s = context.now_s - max(record.since_s, record.clock_s)
     if record.state is not NodeState.ENROLLED and stage_s > policy.stage_limit_s:
         return context.quarantine(
             f"{stage_s:.0f} s in {record.state}, over the limit of {policy.stage_limit_s:.0f} s; last problem: {problem}",
@@ -142,9 +142,12 @@ def _wrong_identity(seen: Mapping[str, Any], context: Context) -> Move | None:
 
 def _identified(context: Context) -> Decision:
     record = context.record
-    if record.fact(Action.BMC_CREDENTIAL) is None:
-        return context.step(Action.BMC_CREDENTIAL, "the factory password must not stay valid")
     seen = record.fact(Action.BMC_IDENTIFY)
+    if record.fact(Action.BMC_CREDENTIAL) is None:
+        if seen is None and not record.pins.get("bmc_certificate_sha256"):
+            return context.step(Action.BMC_IDENTIFY, "no certificate is pinned: nothing is written before it says its serial")
+        wrong = _wrong_identity(seen, context) if seen is not None and seen.get("serial") else None
+        return wrong or context.step(Action.BMC_CREDENTIAL, "the factory password must not stay valid")
     if seen is None or record.fact_at_s(Action.BMC_IDENTIFY) <= record.fact_at_s(Action.BMC_CREDENTIAL):
         return context.step(Action.BMC_IDENTIFY, "log in with our own account and read the serial again")
     wrong = _wrong_identity(seen, context)

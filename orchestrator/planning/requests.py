@@ -4,13 +4,14 @@ from collections.abc import Callable, Mapping
 
 from orchestrator.domain.event import CLUSTER, Event
 from orchestrator.domain.node import NodeState
+from orchestrator.domain.rollout import is_untouched
 from orchestrator.domain.spec import ClusterSpec
 from orchestrator.domain.state import ClusterState
+from orchestrator.planning.node_requests import drain, host_key, replace_board, requalify, retire
 from orchestrator.planning.rollout import to_bring_up, waves
+from orchestrator.planning.rollout_requests import Answer, abort, pause, resume, retry, skip
 from orchestrator.planning.run_requests import cancel_run, submit_run
 from orchestrator.planning.site import Site
-
-Answer = tuple[list[Event], str]
 
 
 def answer_request(request: Event, state: ClusterState, now_s: float) -> Answer:
@@ -30,84 +31,55 @@ def _apply(request: Event, state: ClusterState) -> Answer:
     events = []
     if data["sha256"] != state.spec_sha256:
         events.append(Event("spec.applied", CLUSTER, dict(data)))
-    pending = to_bring_up(Site.of(spec), state.nodes)
-    if pending and (state.rollout.finished or state.rollout.stopped_because or events):
-        rounds = waves(pending, spec.rollout)
+    site, rollout, limit = Site.of(spec), state.rollout, frozenset(data.get("limit") or ())
+    pending = [name for name in to_bring_up(site, state.nodes) if not limit or name in limit]
+    left = _left_the_spec(site, state)
+    in_waves = {name for wave in rollout.waves for name in wave if name not in rollout.skipped}
+    ended = rollout.finished or rollout.aborted_because or rollout.stopped_because
+    if pending and (ended or events or not in_waves.issuperset(pending)):
+        rounds = waves([*pending, *_under_way(site, state, set(pending))], spec.rollout)
         because = f"{len(pending)} nodes are not ready yet"
         events.append(Event("rollout.started", CLUSTER, {"waves": [list(wave) for wave in rounds], "because": because}))
-    if not pending:
-        return events, "nothing to do: every node of the spec is settled"
-    return events, f"{len(pending)} nodes to bring up"
+        if rollout.paused_because:
+            events.append(Event("rollout.paused", CLUSTER, {"because": rollout.paused_because}))
+    answer = f"{len(pending)} nodes to bring up" if pending else "nothing to do: every node of the spec is settled"
+    if pending and rollout.paused_because:
+        answer += f"; the rollout is paused by {rollout.paused_because}: `rackray rollout resume` goes on"
+    return events, "; ".join([answer, *left])
 
 
-def _requalify(request: Event, state: ClusterState) -> Answer:
-    """Somebody says the cause is cleared: the node proves everything again."""
-    events: list[Event] = []
-    refused: list[str] = []
-    because = f"{request.data['by']}: {request.data['reason']}"
-    for name in request.data["nodes"]:
-        record = state.nodes.get(name)
-        if record is None:
-            refused.append(f"{name} is not in the applied spec")
-        elif record.state in (NodeState.QUARANTINED, NodeState.SUSPECT):
-            if record.state is NodeState.SUSPECT:
-                events += [_moved(name, NodeState.SUSPECT, NodeState.QUARANTINED, f"{record.because}; settled by {because}")]
-            events += [_moved(name, NodeState.QUARANTINED, NodeState.REPAIRING, because)]
-            events += [
-                _moved(name, NodeState.REPAIRING, NodeState.IDENTIFIED, f"cause said to be cleared ({because}); proving again")
-            ]
-        elif record.state is NodeState.MAINTENANCE:
-            events += [
-                _moved(name, NodeState.MAINTENANCE, NodeState.IDENTIFIED, f"back from maintenance ({because}); proving again")
-            ]
-        else:
-            refused.append(
-                f"{name} is {record.state}; only quarantined and suspect nodes and those in maintenance can be requalified"
-            )
-    names = [event.subject for event in events if event.data["to"] == NodeState.IDENTIFIED]
-    if names:
-        events.append(Event("rollout.started", CLUSTER, {"waves": [names], "because": f"requalify ({because})"}))
-    return events, "; ".join([f"{len(names)} nodes prove themselves again", *refused])
+def _left_the_spec(site: Site, state: ClusterState) -> list[str]:
+    """What is said of nodes that a new spec no longer names. Nothing is done to them."""
+    gone = [
+        record.name for record in state.nodes.values() if record.name not in site.nodes and record.state is not NodeState.RETIRED
+    ]
+    if not gone:
+        return []
+    names = ", ".join(gone[:5]) + (", ..." if len(gone) > 5 else "")
+    return [f"{len(gone)} nodes are no longer in the spec ({names}): nothing is sent to them, they stay on and as they are"]
 
 
-def _drain(request: Event, state: ClusterState) -> Answer:
-    """Take nodes out of service; a node that holds a run keeps it until the run ends or is cancelled."""
-    events: list[Event] = []
-    refused: list[str] = []
-    because = f"{request.data['by']}: {request.data['reason']}"
-    for name in request.data["nodes"]:
-        record = state.nodes.get(name)
-        if record is None:
-            refused.append(f"{name} is not in the applied spec")
-        elif record.state is NodeState.READY:
-            events += [_moved(name, NodeState.READY, NodeState.DRAINING, because)]
-            events += [_moved(name, NodeState.DRAINING, NodeState.MAINTENANCE, f"nothing ran on it ({because})")]
-        elif record.state is NodeState.ALLOCATED:
-            refused.append(f"{name} holds {record.run}: cancel or let it end first")
-        else:
-            refused.append(f"{name} is {record.state}, not in service")
-    drained = len({event.subject for event in events})
-    return events, "; ".join([f"{drained} nodes in maintenance", *refused])
-
-
-def _host_key(request: Event, state: ClusterState) -> Answer:
-    """`node enroll`: a person has compared the fingerprint and vouches for the key."""
-    name = request.data["node"]
-    if name not in state.nodes:
-        return [], f"{name} is not in the applied spec"
-    data = {key: request.data[key] for key in ("ssh_host_key", "by", "reason")}
-    return [Event("node.host_key", name, data)], f"host key of {name} pinned"
-
-
-def _moved(name: str, old: NodeState, new: NodeState, because: str) -> Event:
-    return Event("node.moved", name, {"from": str(old), "to": str(new), "because": because})
+def _under_way(site: Site, state: ClusterState, pending: set[str]) -> list[str]:
+    """Nodes outside `pending` that the present rollout has begun: they go on in the new one."""
+    rollout = state.rollout
+    if rollout.finished:
+        return []
+    moving = [name for wave in rollout.waves for name in wave if name in site.nodes and name not in pending]
+    return [name for name in moving if not rollout.is_resting(state.nodes[name]) and not is_untouched(state.nodes[name])]
 
 
 HANDLERS: Mapping[str, Callable[[Event, ClusterState], Answer]] = {
     "request.apply": _apply,
-    "request.requalify": _requalify,
-    "request.drain": _drain,
-    "request.host_key": _host_key,
+    "request.requalify": requalify,
+    "request.drain": drain,
+    "request.host_key": host_key,
+    "request.replace": replace_board,
+    "request.retire": retire,
+    "request.rollout_pause": pause,
+    "request.rollout_resume": resume,
+    "request.rollout_skip": skip,
+    "request.rollout_retry": retry,
+    "request.rollout_abort": abort,
     "request.submit": submit_run,
     "request.cancel": cancel_run,
 }

@@ -76,7 +76,7 @@ def admit(
     """
     book = book or FleetBook(site, rollout, nodes)
     book.power.expire(now_s)
-    halted = rollout.why_nothing_starts or why_stop(book, site.spec.rollout)
+    halted = why_stop(book, site.spec.rollout)
     busy, most = len(book.busy), site.spec.rollout.max_in_flight
     admitted: list[Step] = []
     refused: list[Refusal] = []
@@ -97,14 +97,11 @@ def admit(
 
 def _not_its_turn(record: NodeRecord, book: FleetBook, halted: str, policy: Rollout) -> str:
     """Why the node may not be worked on as the rollout stands, or an empty string. A node that has begun goes on."""
-    name, rollout = record.name, book.rollout
-    wave = book.wave_of.get(name)
-    if wave is None:
-        return "no rollout includes it: `rackray apply` starts one"
-    if rollout.is_resting(record):
-        return f"left out: {rollout.aborted_because or 'skipped in this rollout'}"
-    if not is_untouched(record) or name in book.in_work:
+    if aside := book.stands_aside(record):
+        return aside
+    if not is_untouched(record) or record.name in book.in_work:
         return ""
+    wave = book.wave_of.get(record.name, -1)
     if wave > book.open_wave:
         return f"wave {wave + 1} waits for wave {book.open_wave + 1}"
     if halted:
