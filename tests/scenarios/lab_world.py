@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ import yaml
 
 from orchestrator.domain.event import Event
 from orchestrator.drivers.processes import ProcessId, find
-from orchestrator.execution.journal import Journal
+from orchestrator.drivers.ray_head import temp_directory
 from orchestrator.lab.control import check_machine
 from orchestrator.lab.errors import LabError
 
@@ -178,14 +179,15 @@ class LabWorld:
 
     # ------------------------------------------------------------------ what is so
     def events(self, kind: str = "", subject: str = "") -> list[Event]:
-        """The journal's events, oldest first."""
-        if not (self.home / "state.db").exists():
+        """The journal's events, oldest first. Read without a lock to write: it is asked every few milliseconds."""
+        path = self.home / "state.db"
+        if not path.exists():
             return []
-        journal = Journal(f"sqlite:///{self.home}/state.db")
-        try:
-            found = journal.events()
-        finally:
-            journal.close()
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)) as journal:
+            if not journal.execute("select 1 from sqlite_master where name = 'events'").fetchone():
+                return []
+            rows = journal.execute("select kind, subject, data, at_s, epoch, seq from events order by seq").fetchall()
+        found = [Event(row[0], row[1], json.loads(row[2]), *row[3:]) for row in rows]
         return [event for event in found if kind in ("", event.kind) and subject in ("", event.subject)]
 
     def states(self) -> dict[str, str]:
@@ -239,6 +241,8 @@ class LabWorld:
         found += [
             f"mount {line.split()[1]}" for line in Path("/proc/self/mounts").read_text().splitlines() if str(self.home) in line
         ]
+        folders = [temp_directory(name, self.home) for name in ("cell", "management")]
+        found += [f"folder {folder}" for folder in folders if folder.exists()]
         return found
 
     def close(self) -> list[str]:
