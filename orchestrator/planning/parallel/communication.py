@@ -10,6 +10,9 @@ import numpy as np
 from orchestrator.planning.parallel.cases import Cases, Floats
 from orchestrator.planning.parallel.constants import Constants
 
+SLOW_BYTES_S = 51e9
+"""A node's network up to 400 Gbit/s (Omni-Path, older Ethernet) reaches less of its rate than InfiniBand at 800 Gbit/s and more."""
+
 
 def ring_s(cases: Cases, k: Constants, size: Floats, ranks: Floats, stride: Floats, rounds: float) -> Floats:
     """Seconds of `rounds` (2: all-reduce; 1: reduce-scatter or all-gather) over `size` bytes in groups of `ranks`.
@@ -19,7 +22,8 @@ def ring_s(cases: Cases, k: Constants, size: Floats, ranks: Floats, stride: Floa
     inside = np.clip(np.floor(cases.domain / stride), 1.0, ranks)
     leaves = ranks > inside
     near = size / (cases.nvlink * k.nvlink_reach)
-    far = size / (cases.network * np.minimum(inside, np.maximum(cases.per_node / stride, 1.0)) * k.network_reach)
+    reach = k.network_reach * np.where(cases.network * cases.per_node <= SLOW_BYTES_S, k.slow_network, 1.0)
+    far = size / (cases.network * inside * reach)
     wire = rounds * (ranks - 1.0) / ranks * np.where(leaves, np.maximum(near, far), near)
     steps = np.where(leaves, k.network_alpha_s * np.log2(np.maximum(ranks / inside, 1.0) + 1.0) + k.nvlink_alpha_s, k.nvlink_alpha_s)
     return np.where(ranks > 1, wire + rounds * steps, 0.0)
@@ -52,11 +56,13 @@ def data_s(cases: Cases, k: Constants, parameters: Floats, micro_batches: Floats
     """Gradient and parameter exchange of a step among data (and context) replicas, seconds before overlap.
 
     ZeRO 0: one all-reduce. 1: reduce-scatter and all-gather. 2: the reduce-scatter of every micro-batch. 3: parameters are gathered
-    twice and gradients scattered once per micro-batch (Rajbhandari et al. 2020).
+    twice and gradients scattered once per micro-batch (Rajbhandari et al. 2020); with a
+    pipeline the gathered parameters stay for the step, as torchtitan does it.
     """
     ranks = cases.dp * cases.cp
     gradient = ring_s(cases, k, parameters * k.gradient_wire_bytes, ranks, cases.tp, 1.0)
     weights = ring_s(cases, k, parameters * 2.0, ranks, cases.tp, 1.0)
-    times = np.where(cases.zero >= 2, micro_batches, 1.0)
-    gathers = np.where(cases.zero >= 3, 2.0 * micro_batches, 1.0)
+    each = np.where(cases.pp > 1, 1.0, micro_batches)
+    times = np.where(cases.zero >= 2, each, 1.0)
+    gathers = np.where(cases.zero >= 3, np.where(cases.pp > 1, 1.0, 2.0 * each), 1.0)
     return np.where(cases.zero == 0, gradient * 2.0, gradient * times + weights * gathers)

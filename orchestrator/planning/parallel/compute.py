@@ -43,7 +43,7 @@ def layer_time(cases: Cases, k: Constants) -> LayerTime:
     forward = forward_matmul + forward_attention + passes
     full, selective = cases.recompute >= 2, cases.recompute == 1
     recompute = np.where(full, forward, np.where(selective, forward_attention + 0.3 * passes + k.selective_share * forward_matmul, 0.0))
-    floor = k.launch_s * np.where(full, 4.0, 3.0) / 3.0
+    floor = k.launch_s * np.where(full, 4.0, 3.0) / 3.0 * (1.0 + k.launch_jitter * ((cases.tp - 1.0) / 7.0) ** 2)
     return LayerTime(
         matmul_s=3.0 * forward_matmul * k.backward_matmul,
         attention_s=forward_attention + backward_attention,
@@ -69,7 +69,8 @@ def _layer_matmuls(cases: Cases, k: Constants, rows: Floats) -> Floats:
 def matmul_s(cases: Cases, k: Constants, rows: Floats, columns: Floats, inner: Floats, low: bool = True) -> Floats:
     """Seconds of one matrix product; `low` uses the case's precision, else 16 bit."""
     flops = 2.0 * rows * columns * inner
-    rate = np.where(cases.low >= 1, cases.peak * k.gemm_low, cases.peak16 * k.gemm) if low else cases.peak16 * k.gemm
+    reach = np.where(cases.low >= 2, k.gemm_4bit, np.where(cases.low >= 1, k.gemm_low, k.gemm))
+    rate = cases.peak * reach if low else cases.peak16 * k.gemm
     best = _wave_share(cases, rows, columns) ** k.wave_power
     ramp = inner / (inner + k.inner_half) * columns / (columns + k.column_half) * rows / (rows + k.row_half)
     odd = (columns % 64 != 0).astype(np.float64) + (inner % 64 != 0)
@@ -95,7 +96,7 @@ def _attention(cases: Cases, k: Constants) -> tuple[Floats, Floats]:
     flops = 4.0 * b * s * s * cases.hidden / (t * c)
     d_head = cases.hidden / cases.heads
     flash_forward = 0.5 * flops / (cases.peak16 * k.flash_reach * d_head / (d_head + k.head_half))
-    odd = 1.0 + k.odd_head * (d_head % 8 != 0) + 0.5 * k.odd_head * (d_head % 64 != 0)
+    odd = 1.0 + k.odd_head * (d_head % 8 != 0) + k.odd_head_64 * (d_head % 64 != 0)
     score_bytes = BYTES_16 * b * cases.heads / t * s * s / c
     eager_forward = flops / (cases.peak16 * k.scores_reach * d_head / (d_head + 64.0)) * odd + k.score_passes * score_bytes / cases.memory_bw
     forward = np.where(cases.flash > 0, flash_forward, eager_forward)
@@ -106,7 +107,8 @@ def _memory_bound(cases: Cases, k: Constants, rows: Floats) -> Floats:
     """Forward passes over activations, seconds: some over the whole width, some over the share of a tensor rank."""
     whole = rows * cases.hidden * BYTES_16 / np.where(cases.sequence_parallel > 0, cases.tp, 1.0)
     split = rows * (cases.ffn * (1.0 + cases.gated) + 3.0 * cases.hidden) * BYTES_16 / cases.tp
-    return (k.whole_passes * whole + k.split_passes * split) / cases.memory_bw
+    casts = np.where(cases.low >= 1, k.cast_passes, 0.0) * (whole + split)
+    return (k.whole_passes * whole + k.split_passes * split + casts) / cases.memory_bw
 
 
 def embedding_s(cases: Cases, k: Constants) -> Floats:

@@ -1,5 +1,11 @@
-"""tmp"""
-from collections.abc import Mapping
+"""The constants of the step-time model: what each means, its physical start, and how the right one is looked up.
+
+`STARTS` holds what data sheets and published micro-benchmarks say (ceilings of matrix products: "MAMF" in stas00/ml-engineering; the
+share of NCCL's rate that is left in training: vTrain, MICRO 2024; bytes and passes counted from the kernels). `fitted.py` holds what
+the rows made of them. A constant may differ by GPU family, by framework family, by both, and by whether a network lies between.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TypeAlias
 
@@ -8,6 +14,7 @@ import numpy as np
 from orchestrator.planning.parallel.cases import Cases, Floats
 
 Table: TypeAlias = Mapping[str, Mapping[str, float]]
+"""Constant → key → value. Keys: "family|software", "software@fabric", "software", "family", or "" for all others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,55 +22,107 @@ class Constants:
     """The fitted numbers for each case; every field broadcasts against the cases."""
 
     gemm: Floats
+    """Matrix products in 16 bit: share of the peak that the best shapes reach."""
     gemm_low: Floats
+    """The same in 8 bit."""
+    gemm_4bit: Floats
+    """The same in 4 bit."""
+    cast_passes: Floats
+    """Passes over activations to cast them for 8-bit and 4-bit products."""
+    imbalance_share: Floats
+    """Of the slowest pipeline stage over the mean, the share that is waited for."""
+    boundary_exposed: Floats
+    """Of sends between stages, the share not hidden."""
+    shard_overlap: Floats
+    """Of ZeRO-3's gathers and scatters, the share hidden behind computing."""
     wave_power: Floats
+    """How strongly part-empty waves count: 1 fully, 0 not at all."""
     inner_half: Floats
+    """Inner dimension at which a product reaches half its rate; `column_half` and `row_half` alike."""
     column_half: Floats
     row_half: Floats
     odd_cost: Floats
+    """Time added per dimension that is no multiple of 64."""
     backward_matmul: Floats
+    """Backward products over twice the forward ones."""
     selective_share: Floats
+    """Of the forward products, the share that selective checkpointing repeats."""
     flash_reach: Floats
+    """Flash attention: share of the 16-bit peak."""
     head_half: Floats
+    """Head size at which it reaches half of that."""
     scores_reach: Floats
+    """Attention through materialised scores: share of the peak of its products."""
     score_passes: Floats
+    """Passes over the scores."""
     odd_head: Floats
+    """Time added when the head size is no multiple of 8 (no tensor cores), and"""
     whole_passes: Floats
+    """Forward passes over activations of the whole width, and"""
     split_passes: Floats
+    """of the width that tensor parallelism splits."""
     backward_passes: Floats
+    """Backward passes over forward ones."""
     loss_passes: Floats
+    """Passes over fp32 logits."""
     launch_s: Floats
+    """The host launches one layer, forward and backward, no faster than this."""
     end_fixed_s: Floats
+    """Per micro-batch at the embedding and at the loss."""
     step_fixed_s: Floats
+    """Per step."""
     optimizer_bytes: Floats
+    """Moved per parameter by Adam."""
     nvlink_reach: Floats
+    """Share of NVLink's rate in training."""
     nvlink_alpha_s: Floats
+    """Per collective."""
     network_reach: Floats
+    """Share of the network's rate in training."""
     network_alpha_s: Floats
+    """Per collective and doubling of nodes."""
     boundary_reach: Floats
+    """Share of the network's rate for sends between stages."""
     boundary_alpha_s: Floats
+    """Per send."""
     tensor_exposed: Floats
+    """Of tensor parallelism's collectives, the share not hidden."""
     context_exposed: Floats
+    """Of context parallelism's, the same."""
     gradient_wire_bytes: Floats
+    """Bytes on the wire per gradient."""
     data_overlap: Floats
+    """Of gradient exchange below ZeRO-3, the share hidden."""
     pace: Floats
+    """Everything but data exchange and optimizer, over what the terms say."""
+    odd_head_64: Floats
+    """when it is no multiple of 64."""
+    slow_network: Floats
+    """Factor on `network_reach` up to 400 Gbit/s per node."""
+    launch_jitter: Floats
+    """Factor added to it at eight tensor ranks: each collective waits for the slowest host thread."""
 
 
-DEFAULTS: Table = {
-    "gemm": {"": 0.75},
-    "gemm_low": {"": 0.55},
+STARTS: Table = {
+    "gemm": {"": 0.8, "A100": 0.87, "H100": 0.8, "H100-500W": 0.7, "B200": 0.776, "B300": 0.776, "V100": 0.8, "MI300X": 0.51},
+    "gemm_low": {"": 0.7, "H100": 0.7, "B200": 0.76, "B300": 0.8, "MI300X": 0.45},
+    "gemm_4bit": {"": 0.5},
+    "cast_passes": {"": 1.0},
+    "imbalance_share": {"": 0.7},
+    "boundary_exposed": {"": 0.5},
+    "shard_overlap": {"": 0.8},
     "wave_power": {"": 0.5},
     "inner_half": {"": 150.0},
     "column_half": {"": 50.0},
-    "row_half": {"": 50.0},
+    "row_half": {"": 150.0},
     "odd_cost": {"": 0.05},
     "backward_matmul": {"": 1.0},
     "selective_share": {"": 0.2},
-    "flash_reach": {"": 0.5},
+    "flash_reach": {"": 0.45, "A100": 0.45, "H100": 0.42, "B200": 0.45, "B300": 0.5},
     "head_half": {"": 32.0},
     "scores_reach": {"": 0.4},
     "score_passes": {"": 6.0},
-    "odd_head": {"": 0.5},
+    "odd_head": {"": 5.0},
     "whole_passes": {"": 12.0},
     "split_passes": {"": 3.0},
     "backward_passes": {"": 1.5},
@@ -76,37 +135,60 @@ DEFAULTS: Table = {
     "nvlink_alpha_s": {"": 3e-5},
     "network_reach": {"": 0.6},
     "network_alpha_s": {"": 5e-5},
-    "boundary_reach": {"": 0.5},
+    "boundary_reach": {"": 0.7},
     "boundary_alpha_s": {"": 5e-5},
     "tensor_exposed": {"": 1.0},
     "context_exposed": {"": 0.3},
     "gradient_wire_bytes": {"": 3.0},
-    "data_overlap": {"": 0.5},
+    "data_overlap": {"": 0.5, "megatron-deepspeed": 0.15},
     "pace": {"": 1.0},
+    "odd_head_64": {"": 0.1},
+    "slow_network": {"": 0.8},
+    "launch_jitter": {"": 0.1},
 }
 
+MEMORY_STARTS: Table = {
+    "activation_share": {"": 1.0},
+    "selective_kept": {"": 0.5},
+    "work_share": {"": 1.0},
+    "logits_bytes": {"": 8.0},
+    "reserve": {"": 1.06},
+    "context_bytes": {"": 1.5e9},
+    "gathered_layers": {"": 2.0},
+    "extra_state_bytes": {"": 0.05},
+}
+"""Where the constants of `memory.py` start; they are explained there."""
 
-def keys_of(family: str, software: str) -> tuple[str, ...]:
+FABRICS = ("node", "network")
+"""Whether all GPUs of a run share a node, or a network lies between some."""
+
+
+def keys_of(family: str, software: str, fabric: str) -> tuple[str, ...]:
     """Where a constant is looked up, most special first."""
-    return (f"{family}|{software}", software, family, "")
+    return (f"{family}|{software}", f"{software}@{fabric}", software, family, "")
 
 
 def resolve(table: Table, cases: Cases) -> Constants:
-    """The constants of every case."""
-    pairs = _pairs(cases)
-    unique = sorted(set(pairs))
-    position = {pair: i for i, pair in enumerate(unique)}
-    index = np.array([position[pair] for pair in pairs], dtype=np.intp)
+    """The constants of step time for every case."""
+    return Constants(**look_up(table, cases, [field.name for field in fields(Constants)]))
+
+
+def look_up(table: Table, cases: Cases, names: Sequence[str]) -> dict[str, Floats]:
+    """Each named constant for every case, by the most special key that the table holds."""
+    size = len(cases)
+    families, softwares = (np.broadcast_to(np.array(keys), (size,)) for keys in (cases.families, cases.softwares))
+    crosses = np.broadcast_to(cases.dp * cases.tp * cases.pp * cases.cp > cases.per_node, (size,))
+    if len(cases.families) == len(cases.softwares) == 1:
+        kinds = [(families[0], softwares[0], fabric) for fabric in FABRICS]
+        index = crosses.astype(np.intp)
+    else:
+        triples = list(zip(families.tolist(), softwares.tolist(), (FABRICS[int(c)] for c in crosses), strict=True))
+        kinds = sorted(set(triples))
+        position = {kind: i for i, kind in enumerate(kinds)}
+        index = np.array([position[triple] for triple in triples], dtype=np.intp)
     values: dict[str, Floats] = {}
-    for field in fields(Constants):
-        row = table[field.name]
-        each = np.array([next(row[key] for key in keys_of(*pair) if key in row) for pair in unique], dtype=np.float64)
-        values[field.name] = each[index]
-    return Constants(**values)
-
-
-def _pairs(cases: Cases) -> list[tuple[str, str]]:
-    size = max(len(cases.families), len(cases.softwares))
-    families = cases.families if len(cases.families) == size else cases.families * size
-    softwares = cases.softwares if len(cases.softwares) == size else cases.softwares * size
-    return list(zip(families, softwares, strict=True))
+    for name in names:
+        row = table[name]
+        each = np.array([next(row[key] for key in keys_of(*kind) if key in row) for kind in kinds], dtype=np.float64)
+        values[name] = each[index] if len(kinds) > 1 else each
+    return values

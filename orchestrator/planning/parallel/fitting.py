@@ -9,13 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from orchestrator.planning.parallel.cases import Cases, Floats
-from orchestrator.planning.parallel.constants import Table, keys_of, resolve
-from orchestrator.planning.parallel.step_time import step_time
+from orchestrator.planning.parallel.cases import Floats
+from orchestrator.planning.parallel.constants import Table, keys_of
 
 STEP = 1e-4
 """Change of a logarithm by which slopes are measured."""
-SHARES = frozenset({"data_overlap", "context_exposed", "tensor_exposed", "wave_power"})
+SHARES = frozenset({"data_overlap", "shard_overlap", "context_exposed", "tensor_exposed", "boundary_exposed", "wave_power", "imbalance_share"})
 """Constants that cannot exceed 1."""
 
 
@@ -38,43 +37,41 @@ class Fit:
     rounds: int
 
 
-def fit(table: Table, free: Sequence[Free], cases: Cases, measured_s: Floats, weights: Floats, knee: float = 0.08, rounds: int = 30) -> Fit:
-    """Constants that make ln(predicted) close to ln(measured).
+def fit(table: Table, free: Sequence[Free], errors_of: Callable[[Table], Floats], weights: Floats, knee: float = 0.06, rounds: int = 30) -> Fit:
+    """Constants that make `errors_of`, ln(predicted / measured) per row, small.
 
     `knee` is the log error from which an error counts only linearly. `weights` multiply squared errors. Deterministic.
     """
-    start = np.array([_value(table, item) for item in free])
+    start = np.array([value_of(table, item) for item in free])
     spread = np.array([item.spread for item in free])
+    ceilings = np.array([np.log(0.999 / value) if item.name in SHARES else np.inf for item, value in zip(free, start, strict=True)])
     offset = np.zeros(len(free))
-    damping, done = 1e-2, 0
 
     def errors(at: Floats) -> Floats:
-        now = with_values(table, free, start * np.exp(at))
-        return np.log(step_time(cases, resolve(now, cases)).total_s / measured_s)
+        return errors_of(with_values(table, free, start * np.exp(at)))
 
     def cost(error: Floats, at: Floats) -> float:
-        return float(np.sum(weights * knee**2 * 2.0 * (np.sqrt(1.0 + (error / knee) ** 2) - 1.0)) / NOISE**2 + np.sum((at / spread) ** 2))
+        huber = 2.0 * knee**2 * (np.sqrt(1.0 + (error / knee) ** 2) - 1.0)
+        return float(np.sum(weights * huber) / NOISE**2 + np.sum((at / spread) ** 2))
 
     error = errors(offset)
-    best = cost(error, offset)
+    best, damping, done = cost(error, offset), 1e-2, 0
     for done in range(1, rounds + 1):
         slopes = _slopes(errors, offset, error)
         robust = weights / np.sqrt(1.0 + (error / knee) ** 2) / NOISE**2
         normal = slopes.T @ (slopes * robust[:, None]) + np.diag(1.0 / spread**2)
         pull = slopes.T @ (robust * error) + offset / spread**2
+        before = best
         for _ in range(8):
-            trial = offset - np.linalg.solve(normal + damping * np.diag(np.diag(normal)), pull)
-            trial = np.minimum(trial, _ceilings(free, start))
+            trial = np.minimum(offset - np.linalg.solve(normal + damping * np.diag(np.diag(normal)), pull), ceilings)
             trial_error = errors(trial)
             trial_cost = cost(trial_error, trial)
             if trial_cost < best:
+                best, offset, error = trial_cost, trial, trial_error
+                damping = max(damping / 5.0, 1e-6)
                 break
             damping *= 4.0
-        else:
-            break
-        gain, best, offset, error = best - trial_cost, trial_cost, trial, trial_error
-        damping = max(damping / 5.0, 1e-6)
-        if gain < 1e-4 * best:
+        if before - best < 1e-4 * before:
             break
     return Fit(with_values(table, free, start * np.exp(offset)), error, done)
 
@@ -91,16 +88,14 @@ def with_values(table: Table, free: Sequence[Free], values: Floats) -> Table:
     return changed
 
 
-def _value(table: Table, item: Free) -> float:
+def value_of(table: Table, item: Free) -> float:
+    """What the table says now for a free constant: its own entry, or the one it would fall back to."""
     row: Mapping[str, float] = table[item.name]
     if item.key in row:
         return row[item.key]
-    family, _, software = item.key.partition("|")
-    return next(row[key] for key in keys_of(family, software or item.key) if key in row)
-
-
-def _ceilings(free: Sequence[Free], start: Floats) -> Floats:
-    return np.array([np.log(0.999 / value) if item.name in SHARES else np.inf for item, value in zip(free, start, strict=True)])
+    family, _, software = item.key.rpartition("|")
+    software, _, fabric = software.partition("@")
+    return next(row[key] for key in keys_of(family or software, software, fabric) if key in row)
 
 
 def _slopes(errors: Callable[[Floats], Floats], at: Floats, error: Floats) -> Floats:

@@ -82,7 +82,7 @@ def _complete(run: RunInputs, gpu: GpuType, software: Software, dp: int) -> RowC
         dp=dp,
         tp=run.tp or 1,
         pp=run.pp or 1,
-        vpp=max(1, run.vpp or 1),
+        vpp=run.vpp or _assumed_chunks(run, software),
         cp=run.cp or 1,
         zero=zero,
         micro=micro,
@@ -94,7 +94,7 @@ def _complete(run: RunInputs, gpu: GpuType, software: Software, dp: int) -> RowC
         fused_loss=float(software.fused_loss),
         low=low,
         state_p=software.parameter_bytes,
-        state_g=software.gradient_bytes,
+        state_g=software.gradient_bytes + (software.bf16_copy_bytes if run.precision == "bf16" else 0.0),
         state_o=software.optimizer_bytes,
         peak=gpu.peak_tflops(word) * 1e12,
         peak16=gpu.bf16_tflops * 1e12,
@@ -108,6 +108,16 @@ def _complete(run: RunInputs, gpu: GpuType, software: Software, dp: int) -> RowC
         gpu_power_w=gpu.power_w,
     )
     return RowCase(case, gpu.family, software.name)
+
+
+def _assumed_chunks(run: RunInputs, software: Software) -> int:
+    """Virtual stages where a source leaves them out: Megatron's descendants interleave as a rule, so the most that divide, up to 6."""
+    pp = run.pp or 1
+    if pp == 1 or not software.interleaves or schedule_of(run.framework) != "1f1b" or not run.layers:
+        return 1
+    layers = run.layers if run.layers % pp == 0 else run.layers + 2
+    share = layers // pp if layers % pp == 0 else 1
+    return max(v for v in range(1, 7) if share % v == 0)
 
 
 def precision_code(precision: str | None) -> int | None:

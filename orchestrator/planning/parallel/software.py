@@ -22,17 +22,20 @@ class Software:
     fused_loss: bool = False
     """Cross entropy without a whole fp32 copy of the logits."""
     default_zero: int = 1
-    default_recompute: str = "auto"
-    """What is assumed when a source does not say: "auto" recomputes no more than memory forces to."""
+    default_recompute: str = "none"
+    """What is assumed when a source does not say (with flash attention NVIDIA's recipes recompute nothing); "auto": what memory forces to."""
     parameter_bytes: float = 2.0
     gradient_bytes: float = 4.0
     optimizer_bytes: float = 12.0
     """Of one parameter, unsharded."""
-    schedule: str = "1f1b"
+    bf16_copy_bytes: float = 0.0
+    """More gradient bytes when training in bf16: BLOOM's BF16 optimizer accumulates in fp32 beside the 16-bit gradients."""
+    interleaves: bool = True
+    """Where a source names no virtual stages, some are assumed."""
 
 
 SOFTWARES: tuple[Software, ...] = (
-    Software(name="deepspeed-rackray", words=("rackray",), sequence_parallel=False, gradient_bytes=2.0, parameter_bytes=2.0),
+    Software(name="deepspeed-rackray", words=("rackray",), interleaves=False, sequence_parallel=False, gradient_bytes=2.0, parameter_bytes=2.0),
     Software(
         name="megatron-deepspeed",
         words=("megatron-deepspeed", "gpt-neox"),
@@ -41,6 +44,8 @@ SOFTWARES: tuple[Software, ...] = (
         default_recompute="full",
         gradient_bytes=2.0,
         default_zero=0,
+        interleaves=False,
+        bf16_copy_bytes=4.0,
     ),
     Software(name="zero-bubble", words=("zb-", "zero bubble", "fork 1f1b", "megatron-lm fork"), flash=False, sequence_parallel=False, default_zero=0),
     Software(
@@ -62,7 +67,7 @@ SOFTWARES: tuple[Software, ...] = (
     Software(name="colossal", words=("colossal",), default_recompute="full"),
     Software(name="deepspeed", words=("deepspeed", "zero-3", "zero++", "mics"), default_zero=3, default_recompute="full", gradient_bytes=2.0),
     Software(name="fsdp", words=("fsdp", "lit-gpt", "kempner", "olmo", "fairscale", "lightning"), default_zero=3, default_recompute="none"),
-    Software(name="other", words=("",)),
+    Software(name="other", words=("",), default_recompute="auto"),
 )
 """In the order in which names are matched; the last one takes every name."""
 

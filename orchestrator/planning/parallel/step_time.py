@@ -58,8 +58,9 @@ def step_time(cases: Cases, k: Constants) -> StepTime:
     held = _soft_max(busy, layer.floor_s)
     stages = stages_of(cases)
     micro_batches = np.maximum(np.ceil(cases.global_batch / (cases.dp * cases.micro)), 1.0)
-    ends, sends = (embedding_s(cases, k), loss_s(cases, k)), boundary_s(cases, k)
+    ends, sends = (embedding_s(cases, k), loss_s(cases, k)), boundary_s(cases, k) * k.boundary_exposed
     slowest, total = _stage_times(cases, stages, held, ends, sends)
+    slowest = total / cases.pp + k.imbalance_share * (slowest - total / cases.pp)
     bubble = _bubble(cases, slowest, total)
     steady = micro_batches
     layers = stages.mean_layers * steady
@@ -86,8 +87,10 @@ def step_time(cases: Cases, k: Constants) -> StepTime:
 
 def _soft_max(a: Floats, b: Floats) -> Floats:
     """The larger of two, rounded where they are close: part of a layer is bound by one and part by the other."""
-    squares = a * a, b * b
-    return np.sqrt(np.sqrt(squares[0] * squares[0] + squares[1] * squares[1]))
+    low, high = np.minimum(a, b), np.maximum(a, b)
+    fourth = (low / high) ** 2
+    fourth *= fourth
+    return high * np.sqrt(np.sqrt(np.sqrt(1.0 + fourth * fourth)))
 
 
 def _sends_per_micro_batch(cases: Cases) -> Floats:
@@ -112,5 +115,6 @@ def _bubble(cases: Cases, slowest: Floats, total: Floats) -> Floats:
 
 def _exposed_data(cases: Cases, k: Constants, data: Floats, busy: Floats) -> Floats:
     """What overlap does not hide: the share that cannot be overlapped, or what is longer than the computing beside it."""
-    hidden = np.minimum(data * k.data_overlap, busy * np.where(cases.zero >= 3, 0.9, 0.5 / 1.0) * (k.data_overlap > 0))
+    sharded = cases.zero >= 3
+    hidden = np.minimum(data * np.where(sharded, k.shard_overlap, k.data_overlap), busy * np.where(sharded, 0.9, 0.5))
     return data - hidden

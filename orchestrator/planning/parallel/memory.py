@@ -1,0 +1,132 @@
+"""Memory of the fullest rank: training state, activations in flight, buffers, the allocator's reserve and the CUDA context.
+
+State: bytes per parameter are the framework's, sharded by ZeRO (Rajbhandari et al. 2020). Activations: Korthikanti et al. 2022, generalised
+to gated feed-forwards and grouped keys; what is kept per layer is counted in bytes per token. First and last stage are both
+evaluated and the fuller one counts. `allocated` is what tensors hold, `reserved` what the allocator has taken, `device` all that is used.
+"""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from orchestrator.planning.parallel.cases import RECOMPUTE, Cases, Floats
+from orchestrator.planning.parallel.constants import Table, look_up
+from orchestrator.planning.parallel.sizes import block_parameters, stages_of
+
+IN_FLIGHT = (1.0, 1.0, 2.0, 1.0, 0.5, 1.0 / 3.0)
+"""By code of SCHEDULES: micro-batches kept by the first stage over those of 1F1B (Qi et al. 2024; 2024b)."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryConstants:
+    """Fitted numbers of memory for each case."""
+
+    activation_share: Floats
+    """Activations kept, over the count of this file: what a framework fuses away or keeps twice."""
+    selective_kept: Floats
+    """Of activations without recomputation, the share that selective checkpointing keeps."""
+    work_share: Floats
+    """Working set of a recomputed layer, over the count of this file."""
+    logits_bytes: Floats
+    """Per token and vocabulary entry on the last stage."""
+    reserve: Floats
+    """Reserved over allocated."""
+    context_bytes: Floats
+    """CUDA context, libraries and NCCL's buffers."""
+    gathered_layers: Floats
+    """ZeRO-3: layers whose parameters are whole at a time."""
+    extra_state_bytes: Floats
+    """Per parameter, never sharded: buckets and fp32 copies that a framework keeps beside ZeRO."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes on the fullest rank, one element per case."""
+
+    state_bytes: Floats
+    activation_bytes: Floats
+    buffer_bytes: Floats
+    """Gathered parameters, working set of recomputation, logits."""
+    allocated_bytes: Floats
+    reserved_bytes: Floats
+    device_bytes: Floats
+
+
+def memory_of(cases: Cases, table: Table) -> Memory:
+    """Predict the memory of every case."""
+    m = MemoryConstants(**look_up(table, cases, [field.name for field in fields(MemoryConstants)]))
+    stages = stages_of(cases)
+    candidates = (
+        _stage(cases, m, stages.first_parameters, stages.first_layers, _in_flight(cases, behind=0), at_end=cases.pp == 1),
+        _stage(cases, m, stages.middle_parameters, np.where(cases.pp > 2, stages.middle_layers, 0.0), _in_flight(cases, behind=1), at_end=False),
+        _stage(cases, m, stages.last_parameters, stages.last_layers, _in_flight(cases, behind=-1), at_end=True),
+    )
+    state, activations, buffers = candidates[0]
+    for other in candidates[1:]:
+        fuller = sum(other) > state + activations + buffers
+        state, activations, buffers = (np.where(fuller, b, a) for a, b in zip((state, activations, buffers), other, strict=True))
+    allocated = state + activations + buffers
+    reserved = allocated * m.reserve
+    return Memory(state, activations, buffers, allocated, reserved, reserved + m.context_bytes)
+
+
+def with_recompute(cases: Cases, table: Table) -> Cases:
+    """The same cases with code -1 of recomputation ("whatever memory forces to") replaced by the least that fits."""
+    open_ones = cases.recompute < 0
+    if not np.any(open_ones):
+        return cases
+    chosen = np.full(len(cases), float(RECOMPUTE["full"]))
+    for code in (RECOMPUTE["selective"], RECOMPUTE["none"]):
+        tried = cases.with_columns(recompute=np.full(len(cases), float(code)))
+        chosen = np.where(memory_of(tried, table).device_bytes <= cases.memory, float(code), chosen)
+    return cases.with_columns(recompute=np.where(open_ones, chosen, cases.recompute))
+
+
+def state_bytes(cases: Cases, m: MemoryConstants, parameters: Floats) -> Floats:
+    """Parameters, gradients and optimizer of `parameters` on one rank."""
+    ranks = cases.dp * cases.cp
+    weights = cases.state_p / np.where(cases.zero >= 3, ranks, 1.0)
+    gradients = cases.state_g / np.where(cases.zero >= 2, ranks, 1.0)
+    optimizer = np.where(cases.offload > 0, 0.0, cases.state_o / np.where(cases.zero >= 1, ranks, 1.0))
+    return parameters * (weights + gradients + optimizer + m.extra_state_bytes * (cases.zero < 3))
+
+
+def layer_activation_bytes(cases: Cases) -> Floats:
+    """What one layer keeps of one micro-batch without recomputation, bytes on one rank.
+
+    Per token: inputs and outputs of both norms (8h), query, key, value and attention output, the feed-forward's inner values
+    before and after the activation; without flash attention also dropout masks and the scores, 5 bytes each (softmax in and out, mask).
+    """
+    tokens = cases.micro * cases.seq / cases.cp
+    eager = cases.flash <= 0
+    whole = cases.hidden * (8.0 + 2.0 * eager)
+    split = cases.hidden * (4.0 + 4.0 * cases.kv_heads / cases.heads) + cases.ffn * (2.0 * (2.0 + cases.gated))
+    scores = np.where(eager, 5.0 * cases.heads * cases.seq, 0.0)
+    spread = np.where(cases.sequence_parallel > 0, cases.tp, 1.0)
+    return tokens * (whole / spread + (split + scores) / cases.tp)
+
+
+def _stage(cases: Cases, m: MemoryConstants, parameters: Floats, layers: Floats, flying: Floats, at_end: Floats | bool) -> tuple[Floats, Floats, Floats]:
+    """State, activations and buffers of one stage, bytes."""
+    tokens = cases.micro * cases.seq / cases.cp
+    each = layer_activation_bytes(cases)
+    spread = np.where(cases.sequence_parallel > 0, cases.tp, 1.0)
+    boundary = 2.0 * tokens * cases.hidden / spread
+    full, selective = cases.recompute >= 2, cases.recompute == 1
+    kept = np.where(full, boundary, each * m.activation_share * np.where(selective, m.selective_kept, 1.0))
+    work = np.where(full, each * m.work_share, 0.0)
+    # With a pipeline, sharded parameters are gathered once a step and gradients stay whole until its end (2 + 4 bytes).
+    gathered = np.where(cases.zero >= 3, np.where(cases.pp > 1, 6.0 * parameters, 2.0 * m.gathered_layers * block_parameters(cases) / cases.tp), 0.0)
+    ends = np.where(at_end, m.logits_bytes * tokens * cases.vocab / cases.tp, 0.0)
+    return state_bytes(cases, m, parameters), kept * layers * flying, work + gathered + ends
+
+
+def _in_flight(cases: Cases, behind: int) -> Floats:
+    """Micro-batches whose activations a stage keeps at once: the first stage (0 behind), one further on, or the last (-1)."""
+    micro_batches = np.maximum(np.ceil(cases.global_batch / (cases.dp * cases.micro)), 1.0)
+    factor = np.asarray(IN_FLIGHT)[cases.schedule.astype(np.intp)]
+    if behind < 0:
+        return np.minimum(np.where(cases.schedule >= 3, factor * cases.pp, factor), micro_batches)
+    chunks = np.where(cases.vpp > 1, 1.0 + (cases.pp - 1.0) / (cases.pp * cases.vpp), 1.0)
+    depth = np.where(cases.schedule >= 2, factor * cases.pp, factor * np.maximum(cases.pp - behind, 1.0)) * chunks
+    return np.where(cases.pp > 1, np.minimum(depth, micro_batches), 1.0)
