@@ -10,13 +10,14 @@ import logging
 import os
 import resource
 import socket
+import tempfile
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.domain.errors import LeaseHeld, NotAsRequired
+from orchestrator.domain.errors import BadInput, LeaseHeld, NotAsRequired
 from orchestrator.domain.event import CLUSTER, Event
 from orchestrator.domain.operation import Action, Operation, Status
 from orchestrator.domain.spec import ClusterSpec
@@ -30,10 +31,13 @@ if TYPE_CHECKING:
     from orchestrator.drivers.interfaces import Hands, MayAct, Playbooks
     from orchestrator.drivers.secrets import SecretStore
     from orchestrator.execution.journal import Journal
+    from orchestrator.execution.rehearsal import Rehearsed
     from orchestrator.execution.views import Views
 
 FOLLOW_EVERY_S = 0.5
 LISTEN_EVERY_S = 0.1
+REHEARSAL_TICK_S = 1.0
+"""What happens within so many virtual seconds is met in one tick of a rehearsal."""
 CELL_ACTIONS = (Action.CELL_OBSERVE, Action.RANK_START, Action.RANK_LOOK, Action.RANK_STOP)
 """Exchanges that go through the cell's own Ray; all others go through the management side."""
 
@@ -351,6 +355,47 @@ def lab_fault(folder: Path, node: str, fault: str, heal: bool, arguments: dict[s
 
     (mend if heal else break_it)(folder, node, fault, **arguments)
     return f"{fault} {'healed' if heal else 'planted'} in {node}"
+
+
+def rehearse(path: Path, faults: Path | None, seeds: Sequence[int]) -> "Iterator[Rehearsed]":
+    """The bring-up of a spec on simulated machines in virtual time, once per seed, each in a journal of its own.
+
+    Raises BadInput for a spec or fault profile that is wrong, before anything is played.
+    """
+    from orchestrator.domain.rehearsal import FaultProfile
+    from orchestrator.drivers.yaml_file import load_model
+    from orchestrator.execution.journal import Journal
+    from orchestrator.execution.rehearsal import rehearse as play
+    from orchestrator.lab.simulation import SimulatedHands, SimulatedSite, VirtualClock
+    from orchestrator.lab.simulation_weather import usual_profile
+
+    loaded = load_spec(path)
+    profile = usual_profile(loaded.spec)
+    if faults is not None:
+        read = load_model(faults, FaultProfile)
+        profile, known = read.model, ", ".join(sorted(loaded.spec.feeds))
+        strange = [n for n, loss in enumerate(profile.feed_losses) if loss.feed not in loaded.spec.feeds]
+        if strange:
+            where = [("feed_losses", n, "feed") for n in strange]
+            raise BadInput([read.problem_at(place, "no such feed in the spec", f"it has {known}") for place in where])
+    for seed in seeds:
+        with tempfile.TemporaryDirectory(prefix="rackray-rehearsal-") as folder:
+            site = SimulatedSite(loaded.spec, seed, profile=profile)
+            journal = Journal(f"sqlite:///{folder}/state.db")
+            clock = VirtualClock(site, REHEARSAL_TICK_S)
+            yield play(journal, SimulatedHands(site), clock, Path(folder), loaded.spec, loaded.sha256, site.chain_s, seed)
+            journal.close()
+
+
+def draw_rehearsal(rehearsed: "Rehearsed", spec: ClusterSpec, picture: Path) -> Path:
+    """Nodes by state over time and draw against limits, as a picture; returns where it is."""
+    from orchestrator.drivers.rehearsal_picture import draw_rehearsal as draw
+
+    samples = rehearsed.samples
+    said = f"{rehearsed.ready} of {rehearsed.nodes} nodes ready after {rehearsed.virtual_s / 3600:.2f} h"
+    title = f"{spec.cluster}: {said} (seed {rehearsed.seed})"
+    limits_w = {name: feed.limit_w for name, feed in spec.feeds.items()}
+    return draw([s.at_s for s in samples], [s.states for s in samples], [s.feed_w for s in samples], limits_w, title, picture)
 
 
 def demo(folder: Path, cluster_specs: Path) -> int:

@@ -24,6 +24,9 @@ COMMANDS: Mapping[str, Row] = {
     "plan": Row("orchestrator.cli.plan:plan", "Show what apply would do, wave by wave, and why; changes nothing anywhere."),
     "apply": Row("orchestrator.cli.apply:apply", "Bring the cluster up or expand it; run again to resume."),
     "status": Row("orchestrator.cli.status:status", "Where every node stands, why, and since when."),
+    "rehearse": Row(
+        "orchestrator.cli.rehearse:rehearse", "Play a bring-up on simulated machines in virtual time: how long, what fails."
+    ),
     "node": Row("orchestrator.cli.node:node", "Look at nodes, drain them, prove them again."),
     "firmware": Row("orchestrator.cli.firmware:firmware", "Audit firmware against the baseline."),
     "train": Row("orchestrator.cli.train:train", "Submit, watch and stop training runs."),

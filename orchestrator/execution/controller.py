@@ -22,6 +22,7 @@ from orchestrator.domain.state import ClusterState
 from orchestrator.drivers.interfaces import Clock, Hands
 from orchestrator.execution.journal import Journal, LeaseLost, Observation
 from orchestrator.execution.run_keeper import RunKeeper
+from orchestrator.planning.common_cause import common_causes, spare_the_silent
 from orchestrator.planning.fleet_book import FleetBook
 from orchestrator.planning.next_step import next_step
 from orchestrator.planning.requests import answer_request
@@ -94,6 +95,11 @@ class Controller:
                 return
             if not moved:
                 self.clock.wait_s(self._idle_s())
+
+    @property
+    def book(self) -> FleetBook | None:
+        """What admission reckons with; None before a spec is applied. For displays."""
+        return self._book
 
     def close(self) -> None:
         """Give the lease back and let the hands end."""
@@ -169,6 +175,7 @@ class Controller:
         for name in names:
             self._held.pop(name, None)
             self._consider(name, site, book, now_s, steps, events)
+        events = spare_the_silent(events, site, self.state.rollout, self.state.nodes)
         self._commit(events, now_s)
         return self._start(steps, now_s) | self._offer_held(now_s) | self._close_rollout(now_s) | bool(events)
 
@@ -280,6 +287,8 @@ class Controller:
             return True
         because = why_stop(self._book, self.state.spec.rollout)
         if because and not rollout.stopped_because:
+            causes = common_causes(self._book.site, rollout, nodes)
+            because += f"; in common: {causes[0]}" if causes else ""
             self._commit([Event("rollout.stopped", CLUSTER, {"because": because})], now_s)
             return True
         return False

@@ -5,6 +5,7 @@ SQLite in WAL mode with synchronous=FULL by default; any SQLAlchemy URL works, b
 `snapshots` (node records as a fold had them, so that a restart need not fold everything; throwing it away loses nothing).
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -160,6 +161,15 @@ class Journal:
         newest = sa.select(_EVENTS.c.at_s).where(_EVENTS.c.epoch > 0).order_by(_EVENTS.c.seq.desc()).limit(1)
         with self._reading() as connection:
             return float(connection.execute(newest).scalar() or 0.0)
+
+    def digest(self) -> str:
+        """SHA-256 over every event as it is stored, in hex: the same history has the same digest."""
+        digest = hashlib.sha256()
+        with self._reading() as connection:
+            query = sa.select(*_EVENT_COLUMNS).order_by(_EVENTS.c.seq)
+            for row in connection.execution_options(yield_per=5000).execute(query):
+                digest.update(repr(tuple(row)).encode())
+        return digest.hexdigest()
 
     def observations(self, subject: str = "") -> list[Observation]:
         """Latest observations, of one subject or of all."""

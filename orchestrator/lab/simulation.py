@@ -10,12 +10,15 @@ import itertools
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from orchestrator.domain.health import sound_probe
 from orchestrator.domain.operation import MUTATING, Action, Operation, Outcome, Status
+from orchestrator.domain.rehearsal import FaultProfile, StageTimes
 from orchestrator.domain.spec import ClusterSpec, LabFault, Node
 from orchestrator.lab.machine import BootSource, FirmwarePart, Machine, MachineError, MachineSpec, PowerState
+from orchestrator.lab.simulation_weather import Weather
 
 IMAGE_DIGEST = "sha256:" + hashlib.sha256(b"rackray simulated image").hexdigest()
 IMAGE_S = 2.0
@@ -34,18 +37,36 @@ QUICK_S = 0.2
 class SimulatedSite:
     """Every simulated node, the site's services and the time. Exchanges take effect half-way; answers come at their end."""
 
-    def __init__(self, spec: ClusterSpec, seed: int = 0, start_s: float = 1_000_000.0) -> None:
+    def __init__(
+        self, spec: ClusterSpec, seed: int = 0, start_s: float = 1_000_000.0, profile: FaultProfile | None = None
+    ) -> None:
+        """Without a profile, the machines are as quick as the lab's on the wire and only the spec's own faults are planted.
+
+        Raises KeyError when the profile names a feed that the spec does not have.
+        """
         self.now_s = start_s
+        self.weather = Weather(profile, spec, seed) if profile else None
         self.random = random.Random(seed)  # noqa: S311 - a simulation has to be repeatable, not secret
         self.nodes: dict[str, SimulatedNode] = {}
         self.deeds: list[Deed] = []
         """Everything that changed something at a node, in order: what really happened, whatever the journal says."""
         self.lose_answer: Callable[[Operation], bool] = lambda operation: False
         """A fault: the exchange happens and its answer is lost."""
+        self.dark_until_s: dict[str, float] = {}
+        """Feeds that carry no power, and until when."""
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._catalog: dict[str, tuple[str, str]] = {}
         self.extend(spec)
+        for loss in profile.feed_losses if profile else ():
+            self.at(start_s + loss.at_s, partial(self.lose_feed, loss.feed, loss.for_s))
+
+    def lose_feed(self, feed: str, for_s: float) -> None:
+        """The feed goes dark now: its machines stop, their BMCs answer again after `for_s`."""
+        self.dark_until_s[feed] = self.now_s + for_s
+        for node in self.nodes.values():
+            if node.feed == feed:
+                node.machine.lose_power(self.now_s)
 
     def extend(self, spec: ClusterSpec) -> None:
         """Make the machines of `spec` that are not there yet, and plant its faults in them."""
@@ -64,7 +85,15 @@ class SimulatedSite:
     def submit(self, operation: Operation, answer: Callable[[Outcome], None]) -> None:
         """Begin one exchange; `answer` is called at its end, in virtual time, with what came of it."""
         node = self.nodes[operation.node]
-        duration_s = DURATION_S.get(operation.action, QUICK_S) * self.random.uniform(0.8, 1.25)
+        if (silent_s := self._silence_s(node, operation)) is not None:
+            quiet = Outcome(operation.id, operation.node, operation.action, Status.UNREACHABLE, reason="nobody answers")
+            self.at(self.now_s + silent_s, partial(answer, quiet))
+            return
+        if self.weather and node.fate:
+            duration_s = self.weather.duration_s(node.fate, operation.action)
+            lost = self.weather.loses(operation, self.random)
+        else:
+            duration_s, lost = DURATION_S.get(operation.action, QUICK_S) * self.random.uniform(0.8, 1.25), False
         found: list[Outcome] = []
 
         def act() -> None:
@@ -73,15 +102,35 @@ class SimulatedSite:
             found.append(node.perform(operation))
 
         def tell() -> None:
-            lost = self.lose_answer(operation)
             answer(
                 Outcome(operation.id, operation.node, operation.action, Status.UNKNOWN, reason="answer lost")
-                if lost
+                if self.lose_answer(operation) or lost
                 else found[0]
             )
 
         self.at(self.now_s + duration_s / 2, act)
         self.at(self.now_s + duration_s, tell)
+
+    def _silence_s(self, node: "SimulatedNode", operation: Operation) -> float | None:
+        """After how many seconds it is clear that nobody answers, or None where somebody does."""
+        times = self.weather.times if self.weather else StageTimes()
+        if self.dark_until_s.get(node.feed, 0.0) > self.now_s and operation.action not in AWAY_FROM_NODE:
+            return times.no_answer_s
+        if self.weather and node.fate and self.weather.is_silent(node.fate, operation, self.random):
+            return times.no_answer_s
+        return None
+
+    def chain_s(self, name: str, actions: Sequence[tuple[Action, str]]) -> float:
+        """The least seconds the node needs for `actions` (each with its reset kind or ""), one after the other."""
+        node = self.nodes[name]
+        if self.weather is None or node.fate is None:
+            raise ValueError("only a site with a profile knows its machines' times beforehand")
+        return self.weather.chain_s(node.fate, actions)
+
+    def pass_to(self, until_s: float) -> None:
+        """Let time pass to `until_s`, and everything happen that is due by then."""
+        while self.now_s < until_s:
+            self.advance(until_s)
 
     def advance(self, until_s: float) -> None:
         """Let time pass to `until_s`, or only to the first thing that happens before it."""
@@ -121,8 +170,16 @@ class SimulatedNode:
         self.site, self.node, self.sku = site, node, sku
         self.sick_gpus = {fault.gpu or 0 for fault in faults if fault.fault == "gpu_row_remap_pending"}
         identity = hashlib.sha256(node.serial.encode()).hexdigest()
-        boot_s = spec.lab.boot_s if spec.lab else 90.0
-        update_s = spec.lab.update_s if spec.lab else 300.0
+        self.feed = spec.racks[node.rack].feed
+        self.fate = site.weather.fate(spec, node) if site.weather else None
+        boot_s, update_s = (spec.lab.boot_s, spec.lab.update_s) if spec.lab else (90.0, 300.0)
+        self.image_s, self.system_boot_s = IMAGE_S, OS_BOOT_S
+        if site.weather and self.fate:
+            times, pace = site.weather.times, self.fate.pace
+            boot_s, update_s = times.self_test_s * pace, times.update_s * pace
+            self.image_s, self.system_boot_s = times.image_s * pace, times.system_boot_s * pace
+            if self.fate.sick_gpu:
+                self.sick_gpus.add(0)
         machine = MachineSpec(
             name=node.name,
             serial=node.serial,
@@ -140,6 +197,8 @@ class SimulatedNode:
             draw_max_w=sku.max_w,
         )
         self.machine = Machine(machine, self, catalog)
+        for fault, arguments in self.fate.faults.items() if self.fate else ():
+            self.machine.fault(fault, site.now_s, **arguments)
         self.certificate_sha256 = identity
         self.ours = False
         self.image_installed_at_s: float | None = None
@@ -152,7 +211,7 @@ class SimulatedNode:
         """Start from the network (lay the image down first) or from disk."""
         self.boot += 1
         boot_number = self.boot
-        delay_s = IMAGE_S + OS_BOOT_S if boot.is_network else OS_BOOT_S
+        delay_s = self.image_s + self.system_boot_s if boot.is_network else self.system_boot_s
         if boot.is_network or self.image_installed_at_s is not None:
             self.site.at(self.site.now_s + delay_s, lambda: self._booted(boot_number, boot.is_network))
 
@@ -316,6 +375,8 @@ class SimulatedNode:
 OVER_SSH = frozenset(
     {Action.SSH_IDENTIFY, Action.SSH_EXEC, Action.PLAYBOOK, Action.NODE_PROBE, Action.NODE_COMPUTE, Action.CELL_JOIN}
 )
+AWAY_FROM_NODE = frozenset({Action.IMAGE_REPORT, Action.CELL_OBSERVE})
+"""Exchanges with services of the site, which answer whatever has become of the node."""
 VERBS: Mapping[Action, Callable[[SimulatedNode, Mapping[str, Any]], Mapping[str, Any]]] = {
     Action.BMC_IDENTIFY: SimulatedNode.identify,
     Action.BMC_OBSERVE: SimulatedNode.observe,
@@ -339,8 +400,9 @@ VERBS: Mapping[Action, Callable[[SimulatedNode, Mapping[str, Any]], Mapping[str,
 class VirtualClock:
     """A Clock whose time passes only when somebody waits."""
 
-    def __init__(self, site: SimulatedSite) -> None:
-        self._site = site
+    def __init__(self, site: SimulatedSite, quantum_s: float = 0.0) -> None:
+        """With a quantum, everything that happens within so many seconds is met in one tick, as on a busy controller."""
+        self._site, self._quantum_s = site, quantum_s
 
     def now_s(self) -> float:
         """Virtual seconds since the epoch."""
@@ -349,6 +411,8 @@ class VirtualClock:
     def wait_s(self, seconds: float) -> None:
         """Jump to the next thing that happens, at most `seconds` ahead."""
         self._site.advance(self._site.now_s + seconds)
+        if self._quantum_s:
+            self._site.pass_to(self._site.now_s + self._quantum_s)
 
 
 class SimulatedHands:
