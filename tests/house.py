@@ -57,6 +57,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "torch": ("model/*", "orchestrator/agent/compute*.py"),
     "pynvml": ("orchestrator/agent/probe.py",),
     "numpy": ("model/*", "orchestrator/planning/parallel/*"),
+    "scipy": ("orchestrator/planning/common_cause.py",),
     "tokenizers": ("model/*",),
     "httpx": ("orchestrator/drivers/*",),
     "paramiko": ("orchestrator/drivers/*",),
@@ -79,7 +80,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
 
 HEAVY = frozenset(
     {
-        *("ray", "torch", "deepspeed", "pynvml", "numpy", "tokenizers", "matplotlib"),
+        *("ray", "torch", "deepspeed", "pynvml", "numpy", "scipy", "tokenizers", "matplotlib"),
         *("httpx", "paramiko", "ansible_runner", "sqlalchemy", "rich", "ClusterShell", "aiohttp"),
     }
 )

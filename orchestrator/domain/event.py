@@ -7,7 +7,7 @@ rollout.extended      cluster   nodes, wave (index), because                 (th
 rollout.stopped       cluster   because                                      (the breaker: no new node starts)
 rollout.paused        cluster   because
 rollout.resumed       cluster   because, forgiven [node, ...]                (failures that no longer count)
-rollout.skipped       cluster   nodes, because
+rollout.skipped       cluster   nodes, because, at_once (true: not even the present stage is ended)
 rollout.aborted       cluster   because
 rollout.finished      cluster   ready, quarantined, left
 node.moved            node      from, to, because, cause (in quarantine)

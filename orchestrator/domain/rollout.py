@@ -24,6 +24,10 @@ class RolloutRecord:
     """When it was aborted: nodes that reach their next state after this are left there."""
     skipped: Mapping[str, float] = field(default_factory=dict)
     """Nodes left out of it, and since when (seconds since the epoch)."""
+    skipped_because: Mapping[str, str] = field(default_factory=dict)
+    """Why each node was left out."""
+    spared: frozenset[str] = frozenset()
+    """Nodes left out as they are, in the middle of a stage, because all that shares something with them is silent."""
     forgiven: frozenset[str] = frozenset()
     """Failed nodes that somebody has seen and accepted by `resume`: they no longer count against the failure budget."""
     finished: bool = True
@@ -39,7 +43,8 @@ class RolloutRecord:
         left_s = self.left_alone_at_s(record.name)
         if left_s == float("inf"):
             return False
-        return is_untouched(record) or (record.since_s >= left_s and record.open is None and record.lost is None)
+        at_once = record.since_s >= left_s or record.name in self.spared
+        return is_untouched(record) or (at_once and record.open is None and record.lost is None)
 
     @property
     def why_nothing_starts(self) -> str:
@@ -70,7 +75,13 @@ def fold_rollout(rollout: RolloutRecord, verb: str, event: Event) -> RolloutReco
         forgiven = rollout.forgiven | frozenset(data["forgiven"])
         return replace(rollout, paused_because="", stopped_because="", forgiven=forgiven)
     if verb == "skipped":
-        return replace(rollout, skipped={**dict.fromkeys(data["nodes"], event.at_s), **rollout.skipped})
+        names, because = data["nodes"], data["because"]
+        return replace(
+            rollout,
+            skipped={**dict.fromkeys(names, event.at_s), **rollout.skipped},
+            skipped_because={**rollout.skipped_because, **dict.fromkeys(names, because)},
+            spared=rollout.spared | frozenset(names if data.get("at_once") else ()),
+        )
     if verb == "aborted":
         return replace(rollout, aborted_because=data["because"], aborted_at_s=event.at_s, paused_because="")
     if verb == "finished":
@@ -85,4 +96,5 @@ def _extended(rollout: RolloutRecord, wave: int, names: tuple[str, ...]) -> Roll
     waves += [()] * (wave + 1 - len(waves))
     waves[wave] = (*waves[wave], *names)
     skipped = {name: at_s for name, at_s in rollout.skipped.items() if name not in new}
-    return replace(rollout, waves=tuple(waves), skipped=skipped, forgiven=rollout.forgiven - new, finished=False)
+    forgiven, spared = rollout.forgiven - new, rollout.spared - new
+    return replace(rollout, waves=tuple(waves), skipped=skipped, spared=spared, forgiven=forgiven, finished=False)

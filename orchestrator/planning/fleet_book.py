@@ -39,7 +39,7 @@ class FleetBook:
         self.down_in: Counter[Group] = Counter()
         """Nodes that a power or firmware step has taken down, per rack, feed and leaf."""
         self.power = PowerBook(site)
-        self._site = site
+        self.site = site
         self._down: set[str] = set()
         self._moving = [dict.fromkeys(wave) for wave in rollout.waves]
         self._open = 0
@@ -55,8 +55,8 @@ class FleetBook:
 
     def groups(self, name: str) -> tuple[Group, ...]:
         """The rack, the feed and the leaf the node stands on."""
-        rack = self._site.rack(name)
-        return ("rack", self._site.nodes[name].rack), ("feed", rack.feed), ("leaf", rack.leaf)
+        rack = self.site.rack(name)
+        return ("rack", self.site.nodes[name].rack), ("feed", rack.feed), ("leaf", rack.leaf)
 
     def stands_aside(self, record: NodeRecord) -> str:
         """Why nothing is to be decided about the node as the rollout stands, or an empty string. It is no failure to wait."""
@@ -65,7 +65,7 @@ class FleetBook:
         if record.name not in self.wave_of:
             return "no rollout includes it: `rackray apply` starts one"
         if self.rollout.is_resting(record):
-            return f"left out: {self.rollout.aborted_because or 'skipped in this rollout'}"
+            return f"left out: {self.rollout.aborted_because or self.rollout.skipped_because.get(record.name, '')}"
         return self.rollout.why_nothing_starts if is_untouched(record) and record.name not in self.in_work else ""
 
     def begin(self, name: str) -> None:
@@ -75,7 +75,7 @@ class FleetBook:
 
     def take_down(self, name: str) -> None:
         """A step that takes the node down was admitted."""
-        if name not in self._down and name in self._site.nodes:
+        if name not in self._down and name in self.site.nodes:
             self._down.add(name)
             self.down_in.update(self.groups(name))
 
@@ -87,9 +87,9 @@ class FleetBook:
         """A record was replaced by this one."""
         name = record.name
         _keep(self.busy, name, record.open is not None)
-        _keep(self.unhealthy, name, record.state in UNHEALTHY and name in self._site.nodes)
+        _keep(self.unhealthy, name, record.state in UNHEALTHY and name in self.site.nodes)
         self.power.follow(record)
-        if name in self._site.nodes and is_down(record):
+        if name in self.site.nodes and is_down(record):
             self.take_down(name)
         elif name in self._down:
             self._down.discard(name)
@@ -98,7 +98,7 @@ class FleetBook:
         if wave is None:
             return
         self._count_failed(record, wave)
-        resting = self.rollout.is_resting(record) or name not in self._site.nodes
+        resting = self.rollout.is_resting(record) or name not in self.site.nodes
         _keep(self.in_work, name, record.state in BRING_UP and not resting and not is_untouched(record))
         _keep(self._moving[wave], name, not resting)
         if not resting:
