@@ -56,14 +56,17 @@ class Recorder:
         self.world = world
 
     def asked_meanwhile(self, *words: str) -> tuple[Done, Asked]:
-        before = {node: len(requests) for node, requests in self.world.all_requests().items()}
+        """Type one command and wait for its end."""
+        before = self.counts()
         done = self.world.rackray(*words)
         return done, self.asked_since(before)
 
     def counts(self) -> dict[str, int]:
+        """How many requests each BMC has had until now."""
         return {node: len(requests) for node, requests in self.world.all_requests().items()}
 
     def asked_since(self, before: dict[str, int]) -> Asked:
+        """Requests beyond `before`; a node that `before` does not know is asked about from its beginning."""
         return {node: requests[before.get(node, 0) :] for node, requests in self.world.all_requests().items()}
 
     def files(self) -> dict[str, tuple[int, int]]:
