@@ -33,6 +33,7 @@ PROC = Path("/proc")
 COMMAND_LIMIT_S = 420.0
 POLL_S = 0.005
 LOOKS = ("GET", "HEAD")
+HEADS = ("cell", "management")
 
 
 def skip_unless_possible() -> None:
@@ -241,7 +242,7 @@ class LabWorld:
         found += [
             f"mount {line.split()[1]}" for line in Path("/proc/self/mounts").read_text().splitlines() if str(self.home) in line
         ]
-        folders = [temp_directory(name, self.home) for name in ("cell", "management")]
+        folders = [temp_directory(name, self.home) for name in HEADS]
         found += [f"folder {folder}" for folder in folders if folder.exists()]
         return found
 
@@ -254,6 +255,8 @@ class LabWorld:
             for pid, _line, _environment in self.living():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+            for name in HEADS:
+                shutil.rmtree(temp_directory(name, self.home), ignore_errors=True)  # already told as left behind
             assert self._holder.stdin is not None
             self._holder.stdin.close()
             self._holder.wait(10)
