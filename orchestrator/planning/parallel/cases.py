@@ -106,8 +106,5 @@ class Cases:
 
 def stack(cases: Sequence[Case], families: Sequence[str], softwares: Sequence[str]) -> Cases:
     """Columns of the given cases."""
-    columns = {
-        field.name: np.array([getattr(case, field.name) for case in cases], dtype=np.float64)
-        for field in fields(Case)
-    }
+    columns = {field.name: np.array([getattr(case, field.name) for case in cases], dtype=np.float64) for field in fields(Case)}
     return Cases(columns, tuple(families), tuple(softwares))

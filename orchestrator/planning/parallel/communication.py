@@ -25,7 +25,9 @@ def ring_s(cases: Cases, k: Constants, size: Floats, ranks: Floats, stride: Floa
     reach = k.network_reach * np.where(cases.network * cases.per_node <= SLOW_BYTES_S, k.slow_network, 1.0)
     far = size / (cases.network * inside * reach)
     wire = rounds * (ranks - 1.0) / ranks * np.where(leaves, np.maximum(near, far), near)
-    steps = np.where(leaves, k.network_alpha_s * np.log2(np.maximum(ranks / inside, 1.0) + 1.0) + k.nvlink_alpha_s, k.nvlink_alpha_s)
+    steps = np.where(
+        leaves, k.network_alpha_s * np.log2(np.maximum(ranks / inside, 1.0) + 1.0) + k.nvlink_alpha_s, k.nvlink_alpha_s
+    )
     return np.where(ranks > 1, wire + rounds * steps, 0.0)
 
 

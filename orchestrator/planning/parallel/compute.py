@@ -42,7 +42,9 @@ def layer_time(cases: Cases, k: Constants) -> LayerTime:
     passes = _memory_bound(cases, k, rows)
     forward = forward_matmul + forward_attention + passes
     full, selective = cases.recompute >= 2, cases.recompute == 1
-    recompute = np.where(full, forward, np.where(selective, forward_attention + 0.3 * passes + k.selective_share * forward_matmul, 0.0))
+    recompute = np.where(
+        full, forward, np.where(selective, forward_attention + 0.3 * passes + k.selective_share * forward_matmul, 0.0)
+    )
     floor = k.launch_s * np.where(full, 4.0, 3.0) / 3.0 * (1.0 + k.launch_jitter * ((cases.tp - 1.0) / 7.0) ** 2)
     return LayerTime(
         matmul_s=3.0 * forward_matmul * k.backward_matmul,
@@ -98,7 +100,9 @@ def _attention(cases: Cases, k: Constants) -> tuple[Floats, Floats]:
     flash_forward = 0.5 * flops / (cases.peak16 * k.flash_reach * d_head / (d_head + k.head_half))
     odd = 1.0 + k.odd_head * (d_head % 8 != 0) + k.odd_head_64 * (d_head % 64 != 0)
     score_bytes = BYTES_16 * b * cases.heads / t * s * s / c
-    eager_forward = flops / (cases.peak16 * k.scores_reach * d_head / (d_head + 64.0)) * odd + k.score_passes * score_bytes / cases.memory_bw
+    eager_forward = (
+        flops / (cases.peak16 * k.scores_reach * d_head / (d_head + 64.0)) * odd + k.score_passes * score_bytes / cases.memory_bw
+    )
     forward = np.where(cases.flash > 0, flash_forward, eager_forward)
     return forward, np.where(cases.flash > 0, 2.5, 2.0) * forward
 

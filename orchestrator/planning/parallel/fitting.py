@@ -14,7 +14,9 @@ from orchestrator.planning.parallel.constants import Table, keys_of
 
 STEP = 1e-4
 """Change of a logarithm by which slopes are measured."""
-SHARES = frozenset({"data_overlap", "shard_overlap", "context_exposed", "tensor_exposed", "boundary_exposed", "wave_power", "imbalance_share"})
+SHARES = frozenset(
+    {"data_overlap", "shard_overlap", "context_exposed", "tensor_exposed", "boundary_exposed", "wave_power", "imbalance_share"}
+)
 """Constants that cannot exceed 1."""
 
 
@@ -37,14 +39,23 @@ class Fit:
     rounds: int
 
 
-def fit(table: Table, free: Sequence[Free], errors_of: Callable[[Table], Floats], weights: Floats, knee: float = 0.06, rounds: int = 30) -> Fit:
+def fit(
+    table: Table,
+    free: Sequence[Free],
+    errors_of: Callable[[Table], Floats],
+    weights: Floats,
+    knee: float = 0.06,
+    rounds: int = 30,
+) -> Fit:
     """Constants that make `errors_of`, ln(predicted / measured) per row, small.
 
     `knee` is the log error from which an error counts only linearly. `weights` multiply squared errors. Deterministic.
     """
     start = np.array([value_of(table, item) for item in free])
     spread = np.array([item.spread for item in free])
-    ceilings = np.array([np.log(0.999 / value) if item.name in SHARES else np.inf for item, value in zip(free, start, strict=True)])
+    ceilings = np.array(
+        [np.log(0.999 / value) if item.name in SHARES else np.inf for item, value in zip(free, start, strict=True)]
+    )
     offset = np.zeros(len(free))
 
     def errors(at: Floats) -> Floats:

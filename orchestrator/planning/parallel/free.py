@@ -43,7 +43,9 @@ def free_constants(cases: Cases) -> tuple[Free, ...]:
         if np.any((families == family) & (cases.low >= 1)):
             free.append(Free("gemm_low", family, 0.15))
     for software in sorted(set(softwares.tolist())):
-        free += [Free(name, software, spread) for name, spread in _of_software(cases.take(softwares == software), software).items()]
+        free += [
+            Free(name, software, spread) for name, spread in _of_software(cases.take(softwares == software), software).items()
+        ]
     for family, software in sorted(set(zip(families.tolist(), softwares.tolist(), strict=True))):
         free += [Free("pace", f"{family}|{software}" if software != "megatron-deepspeed" else software, 0.15)]
         free.append(Free("flash_reach", f"{family}|{software}", 0.25))

@@ -38,7 +38,9 @@ class GpuType:
         return {"bf16": self.bf16_tflops, "fp8": fp8, "fp4": self.fp4_tflops or fp8, "fp32": self.bf16_tflops / 2}[precision]
 
 
-def _gpu(name: str, family: str, tflops: tuple[float, float, float], memory: tuple[float, float], sms: int, **rest: float) -> GpuType:
+def _gpu(
+    name: str, family: str, tflops: tuple[float, float, float], memory: tuple[float, float], sms: int, **rest: float
+) -> GpuType:
     return GpuType(
         name=name,
         family=family,

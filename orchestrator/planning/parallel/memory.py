@@ -58,7 +58,14 @@ def memory_of(cases: Cases, table: Table) -> Memory:
     stages = stages_of(cases)
     candidates = (
         _stage(cases, m, stages.first_parameters, stages.first_layers, _in_flight(cases, behind=0), at_end=cases.pp == 1),
-        _stage(cases, m, stages.middle_parameters, np.where(cases.pp > 2, stages.middle_layers, 0.0), _in_flight(cases, behind=1), at_end=False),
+        _stage(
+            cases,
+            m,
+            stages.middle_parameters,
+            np.where(cases.pp > 2, stages.middle_layers, 0.0),
+            _in_flight(cases, behind=1),
+            at_end=False,
+        ),
         _stage(cases, m, stages.last_parameters, stages.last_layers, _in_flight(cases, behind=-1), at_end=True),
     )
     state, activations, buffers = candidates[0]
@@ -106,7 +113,9 @@ def layer_activation_bytes(cases: Cases) -> Floats:
     return tokens * (whole / spread + (split + scores) / cases.tp)
 
 
-def _stage(cases: Cases, m: MemoryConstants, parameters: Floats, layers: Floats, flying: Floats, at_end: Floats | bool) -> tuple[Floats, Floats, Floats]:
+def _stage(
+    cases: Cases, m: MemoryConstants, parameters: Floats, layers: Floats, flying: Floats, at_end: Floats | bool
+) -> tuple[Floats, Floats, Floats]:
     """State, activations and buffers of one stage, bytes."""
     tokens = cases.micro * cases.seq / cases.cp
     each = layer_activation_bytes(cases)
@@ -116,7 +125,11 @@ def _stage(cases: Cases, m: MemoryConstants, parameters: Floats, layers: Floats,
     kept = np.where(full, boundary, each * m.activation_share * np.where(selective, m.selective_kept, 1.0))
     work = np.where(full, each * m.work_share, 0.0)
     # With a pipeline, sharded parameters are gathered once a step and gradients stay whole until its end (2 + 4 bytes).
-    gathered = np.where(cases.zero >= 3, np.where(cases.pp > 1, 6.0 * parameters, 2.0 * m.gathered_layers * block_parameters(cases) / cases.tp), 0.0)
+    gathered = np.where(
+        cases.zero >= 3,
+        np.where(cases.pp > 1, 6.0 * parameters, 2.0 * m.gathered_layers * block_parameters(cases) / cases.tp),
+        0.0,
+    )
     ends = np.where(at_end, m.logits_bytes * tokens * cases.vocab / cases.tp, 0.0)
     return state_bytes(cases, m, parameters), kept * layers * flying, work + gathered + ends
 

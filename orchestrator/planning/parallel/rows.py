@@ -123,7 +123,17 @@ def _assumed_chunks(run: RunInputs, software: Software) -> int:
 def precision_code(precision: str | None) -> int | None:
     """0: 16 bit (also where nothing is stated), 1: 8 bit, 2: 4 bit, -1: 32 bit; None: not understood."""
     word = (precision or "bf16").lower()
-    for part, code in (("fp4", 2), ("fp8", 1), ("f8", 1), ("int8", 1), ("fp32", -1), ("tf32", -1), ("16", 0), ("mixed", 0), ("amp", 0)):
+    for part, code in (
+        ("fp4", 2),
+        ("fp8", 1),
+        ("f8", 1),
+        ("int8", 1),
+        ("fp32", -1),
+        ("tf32", -1),
+        ("16", 0),
+        ("mixed", 0),
+        ("amp", 0),
+    ):
         if part in word:
             return code
     return None

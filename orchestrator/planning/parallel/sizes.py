@@ -54,8 +54,14 @@ def stages_of(cases: Cases) -> Stages:
     chunks = cases.pp * cases.vpp
     even = cases.layers % chunks == 0
     as_layers = ~even & ((cases.layers + 2.0) % chunks == 0) & (cases.pp > 1)
-    middle = np.where(even, cases.layers / cases.pp, np.where(as_layers, (cases.layers + 2.0) / cases.pp, np.ceil(cases.layers / cases.pp)))
-    edge = np.where(as_layers, middle - 1.0, np.where(even, middle, np.minimum(middle, np.maximum(cases.layers - middle * (cases.pp - 1.0), 1.0))))
+    middle = np.where(
+        even, cases.layers / cases.pp, np.where(as_layers, (cases.layers + 2.0) / cases.pp, np.ceil(cases.layers / cases.pp))
+    )
+    edge = np.where(
+        as_layers,
+        middle - 1.0,
+        np.where(even, middle, np.minimum(middle, np.maximum(cases.layers - middle * (cases.pp - 1.0), 1.0))),
+    )
     block, embedding = block_parameters(cases) / cases.tp, embedding_parameters(cases) / cases.tp
     head = cases.vocab * cases.hidden / cases.tp
     alone = model_parameters(cases) / cases.tp

@@ -7,6 +7,8 @@ kernels (fused or eager, flash attention or materialised scores), overlap and st
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from model.shape import BYTES_PER_PARAMETER
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Software:
@@ -30,12 +32,36 @@ class Software:
     """Of one parameter, unsharded."""
     bf16_copy_bytes: float = 0.0
     """More gradient bytes when training in bf16: BLOOM's BF16 optimizer accumulates in fp32 beside the 16-bit gradients."""
+    tensor: bool = True
+    """Can split layers over tensor ranks."""
+    context: bool = True
+    """Can split sequences over context ranks."""
+    recomputes: bool = True
+    """Can checkpoint activations."""
+    zero_stages: tuple[int, ...] = (0, 1)
+    pipeline_zero3: bool = False
+    """Can shard parameters inside a pipeline."""
     interleaves: bool = True
     """Where a source names no virtual stages, some are assumed."""
 
 
+OWN_BYTES = BYTES_PER_PARAMETER["bf16"]
+"""What this project's engine keeps, from the one home of these numbers."""
+
 SOFTWARES: tuple[Software, ...] = (
-    Software(name="deepspeed-rackray", words=("rackray",), interleaves=False, sequence_parallel=False, gradient_bytes=2.0, parameter_bytes=2.0),
+    Software(
+        name="deepspeed-rackray",
+        words=("rackray",),
+        interleaves=False,
+        sequence_parallel=False,
+        tensor=False,
+        context=False,
+        recomputes=False,
+        zero_stages=(0, 1, 2, 3),
+        parameter_bytes=float(OWN_BYTES[0]),
+        gradient_bytes=float(OWN_BYTES[1]),
+        optimizer_bytes=float(OWN_BYTES[2]),
+    ),
     Software(
         name="megatron-deepspeed",
         words=("megatron-deepspeed", "gpt-neox"),
@@ -47,7 +73,13 @@ SOFTWARES: tuple[Software, ...] = (
         interleaves=False,
         bf16_copy_bytes=4.0,
     ),
-    Software(name="zero-bubble", words=("zb-", "zero bubble", "fork 1f1b", "megatron-lm fork"), flash=False, sequence_parallel=False, default_zero=0),
+    Software(
+        name="zero-bubble",
+        words=("zb-", "zero bubble", "fork 1f1b", "megatron-lm fork"),
+        flash=False,
+        sequence_parallel=False,
+        default_zero=0,
+    ),
     Software(
         name="megatron-2021",
         words=("megatron-lm 2020", "megatron-lm 2021", "megatron-lm 2019", "megatron-turing", "megatron-lm 2022", "korthikanti"),
@@ -59,15 +91,44 @@ SOFTWARES: tuple[Software, ...] = (
     Software(name="megatron-bridge", words=("megatron-bridge",), fused_loss=True),
     Software(name="megatron-core", words=("megatron-core", "mcore", "megatron-lm"), fused_loss=True),
     Software(name="nemo", words=("nemo",)),
-    Software(name="xla", words=("xla", "maxtext", "paxml", "jax"), default_zero=3),
-    Software(name="composer", words=("composer", "mosaic", "llm-foundry"), default_zero=3, default_recompute="none"),
-    Software(name="torchtitan", words=("torchtitan",), default_zero=3, default_recompute="selective", gradient_bytes=4.0, parameter_bytes=4.0, optimizer_bytes=8.0),
+    Software(name="xla", words=("xla", "maxtext", "paxml", "jax"), zero_stages=(0, 1, 2, 3), default_zero=3),
+    Software(
+        name="composer",
+        words=("composer", "mosaic", "llm-foundry"),
+        zero_stages=(0, 1, 2, 3),
+        default_zero=3,
+        default_recompute="none",
+    ),
+    Software(
+        name="torchtitan",
+        words=("torchtitan",),
+        pipeline_zero3=True,
+        zero_stages=(0, 1, 2, 3),
+        default_zero=3,
+        default_recompute="selective",
+        gradient_bytes=4.0,
+        parameter_bytes=4.0,
+        optimizer_bytes=8.0,
+    ),
     Software(name="nanotron", words=("nanotron",), default_recompute="none"),
     Software(name="internevo", words=("internevo", "internlm"), default_recompute="none"),
     Software(name="colossal", words=("colossal",), default_recompute="full"),
-    Software(name="deepspeed", words=("deepspeed", "zero-3", "zero++", "mics"), default_zero=3, default_recompute="full", gradient_bytes=2.0),
-    Software(name="fsdp", words=("fsdp", "lit-gpt", "kempner", "olmo", "fairscale", "lightning"), default_zero=3, default_recompute="none"),
-    Software(name="other", words=("",), default_recompute="auto"),
+    Software(
+        name="deepspeed",
+        words=("deepspeed", "zero-3", "zero++", "mics"),
+        zero_stages=(0, 1, 2, 3),
+        default_zero=3,
+        default_recompute="full",
+        gradient_bytes=2.0,
+    ),
+    Software(
+        name="fsdp",
+        words=("fsdp", "lit-gpt", "kempner", "olmo", "fairscale", "lightning"),
+        zero_stages=(0, 1, 2, 3),
+        default_zero=3,
+        default_recompute="none",
+    ),
+    Software(name="other", words=("",), zero_stages=(0, 1, 2, 3), default_recompute="auto"),
 )
 """In the order in which names are matched; the last one takes every name."""
 
@@ -83,7 +144,13 @@ def software_of(framework: str) -> Software:
 def schedule_of(framework: str) -> str:
     """The pipeline schedule a framework's name states: "zb-2p", "zb-1p", "zb-v", "zb-v-half", "zb-v-min"; otherwise "1f1b"."""
     name = framework.lower()
-    for word, schedule in (("zb-2p", "zb-2p"), ("zb-1p", "zb-1p"), ("half", "zb-v-half"), ("v-min", "zb-v-min"), ("zb-v", "zb-v")):
+    for word, schedule in (
+        ("zb-2p", "zb-2p"),
+        ("zb-1p", "zb-1p"),
+        ("half", "zb-v-half"),
+        ("v-min", "zb-v-min"),
+        ("zb-v", "zb-v"),
+    ):
         if word in name:
             return schedule
     return "1f1b"

@@ -85,6 +85,13 @@ def step_time(cases: Cases, k: Constants) -> StepTime:
     )
 
 
+def held_layer_s(cases: Cases, k: Constants) -> tuple[Floats, Floats, Floats]:
+    """Seconds per micro-batch of one layer, of the embedding and of the loss, as the terms of `step_time` have them before `pace`."""
+    layer = layer_time(cases, k)
+    held = _soft_max(layer.busy_s + tensor_s(cases, k) + context_s(cases, k), layer.floor_s)
+    return held, embedding_s(cases, k), loss_s(cases, k)
+
+
 def _soft_max(a: Floats, b: Floats) -> Floats:
     """The larger of two, rounded where they are close: part of a layer is bound by one and part by the other."""
     low, high = np.minimum(a, b), np.maximum(a, b)
@@ -103,7 +110,9 @@ def _stage_times(cases: Cases, stages: Stages, held: Floats, ends: tuple[Floats,
     path = _sends_per_micro_batch(cases) * sends
     first, last = stages.first_layers * held + ends[0] + path, stages.last_layers * held + ends[1] + path
     alone = stages.mean_layers * held + ends[0] + ends[1]
-    slowest = np.where(cases.pp > 1, np.maximum(np.maximum(first, last), np.where(cases.pp > 2, stages.middle_layers * held + path, 0.0)), alone)
+    slowest = np.where(
+        cases.pp > 1, np.maximum(np.maximum(first, last), np.where(cases.pp > 2, stages.middle_layers * held + path, 0.0)), alone
+    )
     total = np.where(cases.pp > 1, cases.layers * held + ends[0] + ends[1] + cases.pp * path, alone)
     return slowest, total
 

@@ -71,7 +71,24 @@ def configuration(row: RunRow) -> str:
     i = row.inputs
     scale = (i.dp, i.global_batch) if i.framework == "Megatron-DeepSpeed" else ()
     kind = "".join(c for c in i.framework.lower() if c.isalpha())
-    return repr((kind, i.gpu, i.layers, i.hidden, i.heads, i.seq_len, i.tp, i.pp, i.vpp, i.cp, i.micro_batch, i.zero_stage, i.precision, scale))
+    return repr(
+        (
+            kind,
+            i.gpu,
+            i.layers,
+            i.hidden,
+            i.heads,
+            i.seq_len,
+            i.tp,
+            i.pp,
+            i.vpp,
+            i.cp,
+            i.micro_batch,
+            i.zero_stage,
+            i.precision,
+            scale,
+        )
+    )
 
 
 def model_shape(row: RunRow) -> str:
@@ -109,7 +126,13 @@ def _weights(cases: Cases) -> Floats:
 def fit_memory(study: Study, chosen: NDArray[np.bool_] | None = None) -> Fit:
     """Constants of memory from the chosen rows (default: all) that have measured memory."""
     use = np.isfinite(study.memory_bytes) if chosen is None else chosen & np.isfinite(study.memory_bytes)
-    part = Study(tuple(row for row, used in zip(study.rows, use, strict=True) if used), study.cases.take(use), study.step_s[use], study.memory_bytes[use], ())
+    part = Study(
+        tuple(row for row, used in zip(study.rows, use, strict=True) if used),
+        study.cases.take(use),
+        study.step_s[use],
+        study.memory_bytes[use],
+        (),
+    )
     known = with_recompute(part.cases, MEMORY_STARTS)
 
     def errors(table: Table) -> Floats:
@@ -152,7 +175,9 @@ def held_back_memory_errors(study: Study, fold: NDArray[np.intp]) -> Floats:
 def baseline_errors(study: Study, fold: NDArray[np.intp], group: Sequence[str]) -> Floats:
     """The trivial planner: one efficiency per GPU and precision inside each group, fitted without the row's fold."""
     log_ideal = np.log(ideal_s(study.cases) / study.step_s)
-    keys = np.array([f"{name}|{row.inputs.gpu}|{low}" for name, row, low in zip(group, study.rows, study.cases.low.tolist(), strict=True)])
+    keys = np.array(
+        [f"{name}|{row.inputs.gpu}|{low}" for name, row, low in zip(group, study.rows, study.cases.low.tolist(), strict=True)]
+    )
     found = np.full(len(study), np.nan)
     usable = np.isfinite(log_ideal)
     for i in np.flatnonzero(usable):

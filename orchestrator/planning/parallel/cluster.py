@@ -1,0 +1,130 @@
+"""The cluster a plan is made for, and the job it is made about, as the planner needs them."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from model.shape import TransformerShape
+from orchestrator.domain.errors import BadInput
+from orchestrator.domain.job import JobSpec
+from orchestrator.domain.spec import ClusterSpec
+from orchestrator.planning.parallel.gpus import GPUS, GpuType, find_gpu
+
+NODE_FAILURES_PER_DAY = 0.0038
+"""Interruptions per node and day of Llama 3's 54 days on 2,048 nodes: 419 unexpected ones (Grattafiori et al. 2024, table 5)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuCluster:
+    """Equal nodes and the network between them."""
+
+    gpu: GpuType
+    nodes: int
+    gpus_per_node: int
+    network_gbit_s_per_node: float
+    nvlink_domain: int
+    node_idle_w: float
+    node_max_w: float
+    failures_per_node_day: float = NODE_FAILURES_PER_DAY
+    restart_s: float = 600.0
+    """From a failure to training again: noticing, replacing, launching, loading."""
+    storage_gb_s_per_node: float = 2.0
+    """Rate at which one node writes a checkpoint."""
+    gpu_power_cap_w: float | None = None
+    """nvidia-smi's power limit; None: the data sheet's."""
+
+    @property
+    def gpus(self) -> int:
+        return self.nodes * self.gpus_per_node
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanJob:
+    """What is to be trained and how it is told to the planner."""
+
+    shape: TransformerShape
+    global_sequences: int
+    sequence_tokens: int
+    steps: int
+    precision: str = "bf16"
+    """bf16, fp16, fp32, fp8 or fp4: of the matrix products."""
+    framework: str = "rackray"
+    """Any name that `software.py` knows; "rackray" is this project's own DeepSpeed engine."""
+
+
+def cluster_of(spec: ClusterSpec, nodes: int, network_gbit_s_per_node: float | None = None) -> GpuCluster:
+    """The cluster of `nodes` machines of the spec's most frequent GPU machine.
+
+    The spec states no speed of the network; left out, it is that of the vendor's reference system.
+    Raises BadInput where the spec has no GPU machine, too few of them, or a GPU whose data sheet is not in the table.
+    """
+    count = Counter(node.sku for node in spec.nodes if spec.skus[node.sku].gpus.count)
+    if not count:
+        raise BadInput(
+            f"no node of {spec.cluster} has a GPU", "give the planner a cluster with --gpu, --gpus-per-node and --nodes"
+        )
+    name, available = count.most_common(1)[0]
+    sku = spec.skus[name]
+    if nodes > available:
+        raise BadInput(
+            f"{nodes} nodes are asked for and {spec.cluster} has {available} of {name}", f"needs {nodes - available} more nodes"
+        )
+    gpu = known_gpu(sku.gpus.model)
+    return GpuCluster(
+        gpu=gpu,
+        nodes=nodes,
+        gpus_per_node=sku.gpus.count,
+        network_gbit_s_per_node=network_gbit_s_per_node or gpu.internode_gbit_s_per_gpu * sku.gpus.count,
+        nvlink_domain=sku.gpus.nvlink_domain or sku.gpus.count,
+        node_idle_w=float(sku.idle_w),
+        node_max_w=float(sku.max_w),
+    )
+
+
+def cluster_by_hand(gpu: str, nodes: int, gpus_per_node: int = 8, network_gbit_s_per_node: float | None = None) -> GpuCluster:
+    """A cluster from a GPU's name and counts. Raises BadInput for an unknown GPU or counts below 1."""
+    kind = known_gpu(gpu)
+    if nodes < 1 or gpus_per_node < 1:
+        raise BadInput(f"{nodes} nodes of {gpus_per_node} GPUs are no cluster", "give at least one of each")
+    return GpuCluster(
+        gpu=kind,
+        nodes=nodes,
+        gpus_per_node=gpus_per_node,
+        network_gbit_s_per_node=network_gbit_s_per_node or kind.internode_gbit_s_per_gpu * gpus_per_node,
+        nvlink_domain=max(gpus_per_node, kind.nvlink_domain if kind.nvlink_domain > 16 else 1),
+        node_idle_w=gpus_per_node * kind.power_w * 0.25 + 800.0,
+        # A DGX H100 draws 10.2 kW at most with 8 GPUs of 700 W: the rest of the machine takes about 575 W per GPU.
+        node_max_w=gpus_per_node * (kind.power_w + 575.0),
+    )
+
+
+def known_gpu(name: str) -> GpuType:
+    """The GPU of that name. Raises BadInput with the names that are known."""
+    gpu = find_gpu(name)
+    if gpu is None:
+        raise BadInput(f"unknown GPU {name!r}", f"known: {', '.join(GPUS)}")
+    return gpu
+
+
+def plan_job_of(job: JobSpec, shape: TransformerShape, precision: str | None = None, framework: str = "rackray") -> PlanJob:
+    """The planner's view of a job file. Raises BadInput for a job that trains no model."""
+    if job.batch is None:
+        raise BadInput(f"job {job.name} runs a command, not a model", "only jobs with `model` and `batch` can be planned")
+    return PlanJob(
+        shape=shape,
+        global_sequences=job.batch.global_sequences,
+        sequence_tokens=job.batch.sequence_tokens,
+        steps=job.steps,
+        precision=precision or job.precision,
+        framework=framework,
+    )
+
+
+def check_job(job: PlanJob, known_precisions: Sequence[str] = ("bf16", "fp16", "fp32", "fp8", "fp4")) -> None:
+    """Raises BadInput for a batch, a sequence or a precision that no layout could train."""
+    if job.precision not in known_precisions:
+        raise BadInput(f"unknown precision {job.precision!r}", f"choose one of {', '.join(known_precisions)}")
+    if job.global_sequences < 1 or job.sequence_tokens < 1:
+        raise BadInput(
+            f"a batch of {job.global_sequences} sequences of {job.sequence_tokens} tokens is none", "give at least 1 of each"
+        )

@@ -1,0 +1,314 @@
+"""The planner: `plan(shape, cluster, job)` ranks every layout, `predict` says what one will do.
+
+Pure functions over the tables of `fitted.py`: no I/O, no clock, no randomness; the same question has the same answer.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from orchestrator.domain.errors import BadInput
+from orchestrator.domain.layout import Fits, Layout, Prediction, Recompute
+from orchestrator.planning.parallel.cases import Cases, Floats
+from orchestrator.planning.parallel.cluster import GpuCluster, PlanJob, check_job
+from orchestrator.planning.parallel.communication import boundary_s
+from orchestrator.planning.parallel.constants import Constants, resolve
+from orchestrator.planning.parallel.intervals import ends
+from orchestrator.planning.parallel.memory import Memory, memory_of
+from orchestrator.planning.parallel.power import capped, goodput_of, node_power_w
+from orchestrator.planning.parallel.search import Limits, cases_of, layout_of, layouts_of
+from orchestrator.planning.parallel.simulate import Chunk, pipeline_s
+from orchestrator.planning.parallel.sizes import stages_of
+from orchestrator.planning.parallel.software import software_of
+from orchestrator.planning.parallel.step_time import TERMS, StepTime, held_layer_s, step_time
+from orchestrator.planning.parallel.validation import FITTED, Tables
+
+REPLAYED = 8
+"""Candidates at the top whose pipelines are played event by event before the order is final."""
+GOOD_TRAINING_BYTES = 14.0
+"""Of one parameter in a checkpoint: 16-bit weights and fp32 master, two moments."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The ranked layouts of one question."""
+
+    job: PlanJob
+    cluster: GpuCluster
+    ranked: tuple[Prediction, ...]
+    """Best first: layouts whose memory fits for certain, or, without any, those that are tight."""
+    considered: int
+    fitting: int
+    tight: int
+    alternatives: tuple[tuple[str, Prediction | None], ...]
+    """What differs from the best in one respect → the best layout that does, or None where there is no such layout."""
+
+    @property
+    def best(self) -> Prediction:
+        return self.ranked[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Evaluated:
+    """All layouts of a question with their numbers."""
+
+    layouts: list[tuple[int, ...]]
+    cases: Cases
+    step: StepTime
+    total_s: Floats
+    memory: Memory
+    fits_yes: Floats
+    fits_tight: Floats
+    low: Floats
+    high: Floats
+    memory_low: Floats
+    memory_high: Floats
+
+
+def predict(job: PlanJob, cluster: GpuCluster, layout: Layout, tables: Tables = FITTED) -> Prediction:
+    """What `layout` will need and do. Raises BadInput where it does not divide the cluster, the batch, the layers or the heads."""
+    check_job(job)
+    check_layout(job, cluster, layout)
+    return _prediction(_evaluate(job, cluster, Limits(fixed=layout), tables), 0, job, cluster)
+
+
+def plan(job: PlanJob, cluster: GpuCluster, limits: Limits | None = None, keep: int = 10, tables: Tables = FITTED) -> Plan:
+    """Every layout the job's framework could run on the cluster, the best `keep` of them ranked by predicted step time.
+
+    Raises BadInput where no layout divides, or none fits into memory: one sentence, and the smallest change that would make it possible.
+    """
+    check_job(job)
+    limits = limits or Limits()
+    found = _evaluate(job, cluster, limits, tables)
+    candidates = found.fits_yes if np.any(found.fits_yes) else found.fits_tight
+    if not np.any(candidates):
+        raise BadInput(_nothing_fits(found, job, cluster), f"needs {smallest_change(job, cluster, tables)}")
+    order = np.argsort(np.where(candidates, found.total_s, np.inf), kind="stable")[: min(keep, int(candidates.sum()))]
+    ranked = sorted((_replayed(found, int(i), job, cluster, tables) for i in order[:REPLAYED]), key=lambda p: p.step_s)
+    ranked += [_prediction(found, int(i), job, cluster) for i in order[REPLAYED:]]
+    return Plan(
+        job=job,
+        cluster=cluster,
+        ranked=tuple(ranked),
+        considered=len(found.layouts),
+        fitting=int(found.fits_yes.sum()),
+        tight=int(found.fits_tight.sum()),
+        alternatives=_alternatives(found, ranked[0].layout, job, cluster),
+    )
+
+
+def check_layout(job: PlanJob, cluster: GpuCluster, layout: Layout) -> None:
+    """Raises BadInput, with the way out, for a layout that cannot be run."""
+    software, shape = software_of(job.framework), job.shape
+    rules = (
+        (
+            layout.gpus != cluster.gpus,
+            f"{layout} is {layout.gpus} GPUs and the cluster has {cluster.gpus}",
+            "make the product of the degrees equal",
+        ),
+        (
+            shape.heads % layout.tensor,
+            f"{shape.heads} heads do not divide by tensor {layout.tensor}",
+            "choose a tensor degree that divides the heads",
+        ),
+        (
+            layout.pipeline > shape.layers,
+            f"{shape.layers} layers cannot fill {layout.pipeline} stages",
+            f"choose pipeline {shape.layers} or less",
+        ),
+        (
+            job.global_sequences % (layout.data * layout.micro_sequences),
+            f"a batch of {job.global_sequences} sequences does not divide by data {layout.data} x micro-batch {layout.micro_sequences}",
+            f"use a batch of {-(-job.global_sequences // (layout.data * layout.micro_sequences)) * layout.data * layout.micro_sequences}",
+        ),
+        (
+            layout.pipeline > 1 and layout.zero >= 2 and not software.pipeline_zero3,
+            f"a pipeline excludes ZeRO-{layout.zero}",
+            "use ZeRO 0 or 1, or pipeline 1",
+        ),
+    )
+    for broken, message, hint in rules:
+        if broken:
+            raise BadInput(message, hint)
+
+
+def smallest_change(job: PlanJob, cluster: GpuCluster, tables: Tables = FITTED) -> str:
+    """The least that would make some layout fit: recomputation is tried already; more nodes, offload, or neither."""
+    ways = []
+    if np.any(_fitting(job, cluster, Limits(offload=(True,)), tables)):
+        ways.append("the optimizer's state in the host's memory (offload)")
+    more = _nodes_that_fit(job, cluster, tables)
+    if more:
+        ways.insert(0, f"{more - cluster.nodes} more nodes")
+    if not software_of(job.framework).recomputes and np.any(
+        _fitting(replace(job, framework="deepspeed"), cluster, Limits(), tables)
+    ):
+        ways.append("full checkpointing of activations")
+    return ", or ".join(ways) if ways else "GPUs with more memory, or a smaller model"
+
+
+# ---------------------------------------------------------------------- evaluating
+def _evaluate(job: PlanJob, cluster: GpuCluster, limits: Limits, tables: Tables) -> _Evaluated:
+    layouts = layouts_of(job, cluster, limits)
+    if not layouts:
+        raise BadInput(
+            f"no layout divides {cluster.gpus} GPUs, {job.shape.layers} layers, {job.shape.heads} heads and a batch of {job.global_sequences}",
+            f"use a batch that {cluster.gpus} divides, such as {-(-job.global_sequences // cluster.gpus) * cluster.gpus}",
+        )
+    cases = capped(cases_of(layouts, job, cluster), cluster)
+    step = step_time(cases, resolve(tables.step_time, cases))
+    memory = memory_of(cases, tables.memory)
+    size = (len(layouts),)
+    low, high = ends(cases, tables.step_intervals)
+    memory_low, memory_high = ends(cases, tables.memory_intervals)
+    device = np.broadcast_to(memory.device_bytes, size)
+    room = np.broadcast_to(cases.memory, size)
+    yes = device * memory_high <= room
+    return _Evaluated(
+        layouts=layouts,
+        cases=cases,
+        step=step,
+        total_s=np.broadcast_to(step.total_s, size),
+        memory=memory,
+        fits_yes=yes,
+        fits_tight=(device * memory_low <= room) & ~yes,
+        low=np.broadcast_to(low, size),
+        high=np.broadcast_to(high, size),
+        memory_low=np.broadcast_to(memory_low, size),
+        memory_high=np.broadcast_to(memory_high, size),
+    )
+
+
+def _fitting(job: PlanJob, cluster: GpuCluster, limits: Limits, tables: Tables) -> Floats:
+    if not layouts_of(job, cluster, limits):
+        return np.zeros(1, dtype=bool)
+    return _evaluate(job, cluster, limits, tables).fits_yes
+
+
+def _nodes_that_fit(job: PlanJob, cluster: GpuCluster, tables: Tables) -> int | None:
+    """The smallest number of nodes, up to 64 times as many, on which some layout fits."""
+    tried = sorted(
+        {*range(cluster.nodes + 1, cluster.nodes + 9), *(cluster.nodes * n for n in (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64))}
+    )
+    for nodes in tried:
+        if np.any(_fitting(job, replace(cluster, nodes=nodes), Limits(), tables)):
+            return nodes
+    return None
+
+
+def _nothing_fits(found: _Evaluated, job: PlanJob, cluster: GpuCluster) -> str:
+    device = np.broadcast_to(found.memory.device_bytes, found.total_s.shape)
+    least = int(np.argmin(device))
+    return (
+        f"no layout of this model fits {cluster.nodes} nodes of {cluster.gpus_per_node} {cluster.gpu.name}: the leanest "
+        f"({layout_of(found.layouts[least])}) needs {device[least] / 2**30:.0f} GiB of {cluster.gpu.memory_gib:.0f} GiB on its fullest GPU"
+    )
+
+
+# ---------------------------------------------------------------------- telling
+def _at(values: Floats, index: int, size: int) -> float:
+    return float(np.broadcast_to(values, (size,))[index])
+
+
+def _prediction(found: _Evaluated, index: int, job: PlanJob, cluster: GpuCluster, replayed_s: float | None = None) -> Prediction:
+    size = len(found.layouts)
+    terms = {name.removesuffix("_s"): _at(getattr(found.step, name), index, size) for name in TERMS}
+    if replayed_s is not None:
+        terms["bubble"] += replayed_s - float(found.total_s[index])
+    step_s = replayed_s if replayed_s is not None else float(found.total_s[index])
+    tokens = job.global_sequences * job.sequence_tokens
+    flops = 3 * job.shape.forward_flops_per_token(job.sequence_tokens) * tokens
+    goodput, every_s = goodput_of(cluster, job.shape.parameters().total * GOOD_TRAINING_BYTES)
+    device = _at(found.memory.device_bytes, index, size)
+    power_w = _at(node_power_w(found.step, cluster), index, size)
+    fits = Fits.YES if found.fits_yes[index] else Fits.TIGHT if found.fits_tight[index] else Fits.NO
+    parts = {
+        name: _at(getattr(found.memory, f"{name}_bytes"), index, size)
+        for name in ("state", "activation", "buffer", "allocated", "reserved")
+    }
+    return Prediction(
+        layout=layout_of(found.layouts[index]),
+        step_s=step_s,
+        step_low_s=step_s * float(found.low[index]),
+        step_high_s=step_s * float(found.high[index]),
+        terms_s=terms,
+        tokens_per_s=tokens / step_s,
+        mfu=flops / (step_s * cluster.gpus * _at(found.cases.peak, index, size)),
+        memory_bytes=device,
+        memory_low_bytes=device * float(found.memory_low[index]),
+        memory_high_bytes=device * float(found.memory_high[index]),
+        memory_parts_bytes=parts,
+        gpu_memory_bytes=_at(found.cases.memory, index, size),
+        fits=fits,
+        node_power_w=power_w,
+        energy_kwh_per_step=power_w * cluster.nodes * step_s / 3.6e6,
+        goodput=goodput,
+        checkpoint_every_s=every_s,
+    )
+
+
+def _replayed(found: _Evaluated, index: int, job: PlanJob, cluster: GpuCluster, tables: Tables) -> Prediction:
+    """The prediction with its pipeline played event by event instead of the closed form."""
+    layout = layout_of(found.layouts[index])
+    if layout.pipeline == 1:
+        return _prediction(found, index, job, cluster)
+    case = found.cases.take(np.array([index]))
+    constants = resolve(tables.step_time, case)
+    chunks = _chunks(case, constants, layout)
+    send_s = float((boundary_s(case, constants) * constants.boundary_exposed)[0])
+    micro_batches = job.global_sequences // (layout.data * layout.micro_sequences)
+    played = pipeline_s(chunks, micro_batches, send_s) * float(constants.pace.item())
+    rest = sum(_at(getattr(found.step, name), index, len(found.layouts)) for name in ("data_s", "optimizer_s"))
+    return _prediction(found, index, job, cluster, played + rest)
+
+
+def _chunks(case: Cases, constants: Constants, layout: Layout) -> list[list[Chunk]]:
+    """Seconds per micro-batch of every virtual stage: layers, and at the ends embedding and loss."""
+    stages = stages_of(case)
+    layer_s, embedding, loss = (float(value.item()) for value in held_layer_s(case, constants))
+    counts = [float(stages.middle_layers.item())] * layout.pipeline
+    counts[0], counts[-1] = float(stages.first_layers.item()), float(stages.last_layers.item())
+    share = float(constants.imbalance_share.item())
+    mean = sum(counts) / len(counts)
+    mean_end = (embedding + loss) / layout.pipeline
+    forward = 0.25 if layout.recompute is Recompute.FULL else 1.0 / 3.0
+    chunks = []
+    for v in range(layout.virtual_stages):
+        row = []
+        for rank, count in enumerate(counts):
+            end = (embedding if rank == 0 and v == 0 else 0.0) + (
+                loss if rank == layout.pipeline - 1 and v == layout.virtual_stages - 1 else 0.0
+            )
+            even = (mean * layer_s + mean_end) / layout.virtual_stages
+            busy = even + share * (count * layer_s / layout.virtual_stages + end - even)
+            row.append(Chunk(busy * forward, busy * (1.0 - forward)))
+        chunks.append(row)
+    return chunks
+
+
+# ---------------------------------------------------------------------- why not the others
+def _alternatives(
+    found: _Evaluated, best: Layout, job: PlanJob, cluster: GpuCluster
+) -> tuple[tuple[str, Prediction | None], ...]:
+    """For each respect, the fastest layout that fits and differs from the best in it; the leanest where none fits."""
+    columns = np.array(found.layouts)
+    chosen = np.array([best.data, best.tensor, best.pipeline, best.virtual_stages, best.context, best.zero, best.micro_sequences])
+    respects = {"tensor": 1, "pipeline": 2, "interleaving": 3, "context": 4, "ZeRO stage": 5, "micro-batch": 6}
+    answers: list[tuple[str, Prediction | None]] = []
+    for word, column in respects.items():
+        for value in _neighbours(sorted(set(columns[:, column].tolist())), int(chosen[column])):
+            differs = columns[:, column] == value
+            fits = differs & found.fits_yes
+            if np.any(fits):
+                index = int(np.argmin(np.where(fits, found.total_s, np.inf)))
+            else:
+                device = np.broadcast_to(found.memory.device_bytes, differs.shape)
+                index = int(np.argmin(np.where(differs, device, np.inf)))
+            answers.append((f"{word} {value}", _prediction(found, index, job, cluster)))
+    return tuple(answers)
+
+
+def _neighbours(values: list[int], chosen: int) -> list[int]:
+    """The next smaller and the next larger of the values."""
+    below, above = [v for v in values if v < chosen], [v for v in values if v > chosen]
+    return below[-1:] + above[:1]

@@ -1,0 +1,96 @@
+"""The whole fit from a table of runs: constants, held-back errors, intervals, and their text as the module `fitted.py`."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from orchestrator.domain.run_row import RunRow
+from orchestrator.planning.parallel.cases import Floats
+from orchestrator.planning.parallel.constants import Table, resolve
+from orchestrator.planning.parallel.intervals import quantiles_of
+from orchestrator.planning.parallel.memory import with_recompute
+from orchestrator.planning.parallel.step_time import step_time
+from orchestrator.planning.parallel.study import (
+    Study,
+    fit_memory,
+    fit_step_time,
+    folds_of,
+    held_back_errors,
+    held_back_memory_errors,
+    study_of,
+)
+from orchestrator.planning.parallel.validation import Tables
+
+
+@dataclass(frozen=True, slots=True)
+class Refit:
+    """What a fit of all rows found, and what held-back rows say about it."""
+
+    study: Study
+    tables: Tables
+    log_step: Floats
+    """ln(predicted / measured) of every row, predicted by a fit that had not seen its configuration; nan without a measured time."""
+    log_memory: Floats
+
+
+def refit(rows: Iterable[RunRow]) -> Refit:
+    """Fit constants of time and memory on all rows, and intervals on rows held back by configuration."""
+    study = study_of(rows)
+    fold = folds_of(study.rows)
+    memory = fit_memory(study).table
+    log_memory = held_back_memory_errors(study, fold)
+    log_step = held_back_errors(study, memory, fold)
+    table = fit_step_time(study, memory).table
+    families, softwares = study.cases.families, study.cases.softwares
+    step_intervals = quantiles_of(log_step, families, softwares, _framework_held_back(study, memory))
+    memory_intervals = quantiles_of(log_memory, families, softwares, np.log(1.0 / np.array([0.75, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3])))
+    return Refit(study, Tables(table, memory, step_intervals, memory_intervals), log_step, log_memory)
+
+
+def _framework_held_back(study: Study, memory: Table) -> Floats:
+    """Errors of every row when its whole family of frameworks is held back: what to expect of a framework nobody measured."""
+    cases = with_recompute(study.cases, memory)
+    softwares = np.array(study.cases.softwares)
+    found = np.full(len(study), np.nan)
+    for software in sorted(set(softwares.tolist())):
+        table = fit_step_time(study, memory, softwares != software, rounds=5).table
+        log = np.log(step_time(cases, resolve(table, cases)).total_s / study.step_s)
+        count = np.isfinite(log[softwares == software]).sum()
+        # A sweep of hundreds of rows says no more about unknown frameworks than 20 rows of another.
+        picked = np.flatnonzero((softwares == software) & np.isfinite(log))[:: max(1, int(count // 20))]
+        found[picked] = log[picked]
+    return found
+
+
+def as_module(done: Refit, date: str, command: str) -> str:
+    """The text of `fitted.py`: readable tables, sorted, four digits."""
+    rows = int(np.isfinite(done.study.step_s).sum())
+    memory_rows = int(np.isfinite(done.study.memory_bytes).sum())
+    head = (
+        f'"""Fitted on {date} to {rows} measured step times and {memory_rows} measured memories; written by `{command}`.\n\n'
+        "Method: `fitting.py` (robust, regularised least squares on log errors) from the starts in `constants.py`; what each constant means\n"
+        "stands there and in `memory.py`. Intervals: `intervals.py`, from rows held back by configuration in five folds. Do not edit by hand.\n"
+        '"""\n\nfrom orchestrator.planning.parallel.constants import Table\nfrom orchestrator.planning.parallel.intervals import Quantiles\n'
+    )
+    parts = [
+        _table("STEP_TIME", done.tables.step_time),
+        _table("MEMORY", done.tables.memory),
+        _intervals("STEP_TIME_INTERVALS", done.tables.step_intervals),
+        _intervals("MEMORY_INTERVALS", done.tables.memory_intervals),
+    ]
+    return head + "".join(parts)
+
+
+def _table(name: str, table: Table) -> str:
+    lines = [f"\n{name}: Table = {{"]
+    for constant, row in table.items():
+        lines.append(f'    "{constant}": {{')
+        lines += [f'        "{key}": {value:.4g},' for key, value in sorted(row.items())]
+        lines.append("    },")
+    return "\n".join([*lines, "}", ""])
+
+
+def _intervals(name: str, quantiles: Mapping[str, tuple[float, float]]) -> str:
+    lines = [f'    "{key}": ({low:.4f}, {high:.4f}),' for key, (low, high) in sorted(quantiles.items())]
+    return "\n".join([f"\n{name}: Quantiles = {{", *lines, "}", '"""Key → ends of ln(measured / predicted)."""', ""])

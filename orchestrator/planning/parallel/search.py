@@ -1,0 +1,157 @@
+"""Every layout a framework could run on a cluster, as columns.
+
+What is enumerated: tensor degrees up to the NVLink domain that divide the heads, pipelines that divide the layers (or layers + 2),
+virtual stages, context degrees for long sequences, ZeRO stages, micro-batches that divide the batch, recomputation, offload.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from orchestrator.domain.layout import Layout, Recompute
+from orchestrator.planning.parallel.cases import RECOMPUTE, Cases
+from orchestrator.planning.parallel.cluster import GpuCluster, PlanJob
+from orchestrator.planning.parallel.rows import precision_code
+from orchestrator.planning.parallel.software import Software, software_of
+
+MICRO = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)
+LONG_SEQUENCE = 8192
+"""Tokens from which context parallelism is considered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What may be enumerated; None leaves a degree open."""
+
+    recompute: tuple[Recompute, ...] = tuple(Recompute)
+    offload: tuple[bool, ...] = (False,)
+    fixed: Layout | None = None
+    """Only this one."""
+
+
+def layouts_of(job: PlanJob, cluster: GpuCluster, limits: Limits) -> list[tuple[int, ...]]:
+    """Layouts as tuples (data, tensor, pipeline, virtual, context, zero, micro, recompute code, offload)."""
+    software = software_of(job.framework)
+    if limits.fixed is not None:
+        return [_as_tuple(limits.fixed)]
+    found: list[tuple[int, ...]] = []
+    codes = [RECOMPUTE[choice] for choice in limits.recompute if software.recomputes or choice is Recompute.NONE]
+    for tensor in _tensor_degrees(job, cluster, software):
+        for context in _context_degrees(job, software):
+            for pipeline, virtual in _pipelines(job, cluster.gpus // (tensor * context), software):
+                if cluster.gpus % (tensor * context * pipeline):
+                    continue
+                data = cluster.gpus // (tensor * context * pipeline)
+                if job.global_sequences % data:
+                    continue
+                for zero in _zero_stages(data * context, pipeline, software):
+                    for micro in _micro_batches(job.global_sequences // data, pipeline, virtual):
+                        found += [
+                            (data, tensor, pipeline, virtual, context, zero, micro, code, int(off))
+                            for code in codes
+                            for off in limits.offload
+                        ]
+    return found
+
+
+def cases_of(layouts: list[tuple[int, ...]], job: PlanJob, cluster: GpuCluster) -> Cases:
+    """The layouts as cases of this job on this cluster."""
+    software, gpu, shape = software_of(job.framework), cluster.gpu, job.shape
+    low = precision_code(job.precision)
+    assert low is not None  # noqa: S101 - check_job refused other words
+    columns = np.array(layouts, dtype=np.float64).T
+    word = {0: "bf16", 1: "fp8", 2: "fp4", -1: "fp32"}[low]
+    same = {
+        **{
+            "layers": shape.layers,
+            "hidden": shape.d_model,
+            "heads": shape.heads,
+            "kv_heads": shape.key_value_heads,
+            "ffn": shape.d_ff,
+        },
+        **{"vocab": shape.vocabulary, "seq": job.sequence_tokens, "gated": shape.family == "llama", "tied": shape.tied},
+        **{
+            "global_batch": job.global_sequences,
+            "schedule": 0,
+            "low": low,
+            "fused_loss": software.fused_loss,
+            "flash": software.flash,
+        },
+        "sequence_parallel": software.sequence_parallel,
+        **{"state_p": 4.0 if low < 0 else software.parameter_bytes, "state_g": 4.0 if low < 0 else software.gradient_bytes},
+        "state_o": 8.0 if low < 0 else software.optimizer_bytes,
+        **{"peak": gpu.peak_tflops(word) * 1e12, "peak16": gpu.bf16_tflops * 1e12, "memory_bw": gpu.memory_gb_s * 1e9},
+        **{"memory": gpu.memory_gib * 2.0**30, "multiprocessors": gpu.multiprocessors, "nvlink": gpu.nvlink_gb_s * 1e9},
+        **{"domain": cluster.nvlink_domain, "per_node": cluster.gpus_per_node, "gpu_power_w": gpu.power_w},
+        "network": cluster.network_gbit_s_per_node * 1e9 / 8.0 / cluster.gpus_per_node,
+    }
+    names = ("dp", "tp", "pp", "vpp", "cp", "zero", "micro", "recompute", "offload")
+    fixed = {name: np.array([float(value)]) for name, value in same.items()}
+    return Cases({**fixed, **dict(zip(names, columns, strict=True))}, (gpu.family,), (software.name,))
+
+
+def layout_of(values: tuple[int, ...]) -> Layout:
+    """A layout from its tuple."""
+    data, tensor, pipeline, virtual, context, zero, micro, code, off = values
+    words = {code: Recompute(word) for word, code in RECOMPUTE.items()}
+    return Layout(
+        data=data,
+        tensor=tensor,
+        pipeline=pipeline,
+        virtual_stages=virtual,
+        context=context,
+        zero=zero,
+        micro_sequences=micro,
+        recompute=words[code],
+        offload=bool(off),
+    )
+
+
+def _as_tuple(layout: Layout) -> tuple[int, ...]:
+    return (
+        *(layout.data, layout.tensor, layout.pipeline, layout.virtual_stages, layout.context, layout.zero),
+        *(layout.micro_sequences, RECOMPUTE[layout.recompute], int(layout.offload)),
+    )
+
+
+def _tensor_degrees(job: PlanJob, cluster: GpuCluster, software: Software) -> list[int]:
+    if not software.tensor:
+        return [1]
+    most = min(cluster.nvlink_domain, 16)
+    return [
+        t
+        for t in (1, 2, 4, 8, 16)
+        if t <= most and job.shape.heads % t == 0 and job.shape.d_ff % t == 0 and cluster.gpus % t == 0
+    ]
+
+
+def _context_degrees(job: PlanJob, software: Software) -> list[int]:
+    if not software.context or job.sequence_tokens < LONG_SEQUENCE:
+        return [1]
+    return [c for c in (1, 2, 4, 8, 16) if job.sequence_tokens % (2 * c) == 0]
+
+
+def _pipelines(job: PlanJob, ranks: int, software: Software) -> Iterator[tuple[int, int]]:
+    layers = job.shape.layers
+    yield 1, 1
+    for pipeline in range(2, min(layers, ranks, 64) + 1):
+        if ranks % pipeline:
+            continue
+        share = layers // pipeline if layers % pipeline == 0 else (layers + 2) // pipeline if (layers + 2) % pipeline == 0 else 0
+        if share:
+            yield pipeline, 1
+            if software.interleaves:
+                yield from ((pipeline, v) for v in (2, 4, 5, 10) if v <= share and share % v == 0)
+
+
+def _zero_stages(ranks: int, pipeline: int, software: Software) -> tuple[int, ...]:
+    stages = software.zero_stages if ranks > 1 else (0,)
+    # DeepSpeed's pipeline engine and gradient sharding exclude each other; Megatron's optimizer is stage 1 as well.
+    return tuple(stage for stage in stages if pipeline == 1 or stage <= 1 or software.pipeline_zero3)
+
+
+def _micro_batches(per_replica: int, pipeline: int, virtual: int) -> Iterator[int]:
+    for micro in MICRO:
+        if per_replica % micro == 0 and (virtual == 1 or (per_replica // micro) % pipeline == 0):
+            yield micro
