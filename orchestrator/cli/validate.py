@@ -7,19 +7,39 @@ import click
 
 from orchestrator import wiring
 from orchestrator.cli.output import print_json
+from orchestrator.cli.power_drawing import power_svg
+from orchestrator.cli.power_view import explain_power
+from orchestrator.cli.rack_drawing import racks_svg
 from orchestrator.domain.errors import BadInput, Problem
 from orchestrator.domain.spec import ClusterSpec
 from orchestrator.planning.power_checks import draw_by_feed_w, kilowatts
+from orchestrator.planning.power_loss import feed_loads, power_report
+
+DRAWINGS = ("power.svg", "racks.svg")
 
 
 @click.command()
 @click.argument("spec", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict and every problem as JSON.")
-def validate(spec: Path, as_json: bool) -> int:
+@click.option(
+    "--explain", type=click.Choice(["power"]), help="Print the power tree: load, limit, margin, and the worst single loss."
+)
+@click.option(
+    "-o",
+    "outputs",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="FILE",
+    help="Draw a valid spec: a FILE called [...]power.svg is the power tree, [...]racks.svg the racks.",
+)
+def validate(spec: Path, as_json: bool, explain: str | None, outputs: tuple[Path, ...]) -> int:
     """Check SPEC: every problem at once, each as FILE:LINE:COLUMN: what, how much; way out.
 
-    Exit code 0 where the spec is valid, 2 where it is not. Nothing is written and no machine is asked.
+    Exit code 0 where the spec is valid, 2 where it is not. Nothing but FILE is written and no machine is asked.
     """
+    for output in outputs:
+        if not output.name.endswith(DRAWINGS):
+            raise BadInput(f"nothing can be drawn as {output.name}", f"end the file's name with one of: {', '.join(DRAWINGS)}")
     try:
         loaded = wiring.load_spec(spec)
     except BadInput as error:
@@ -29,11 +49,33 @@ def validate(spec: Path, as_json: bool) -> int:
         else:
             _say_problems(spec, problems)
         return BadInput.exit_code
+    needs_tree = explain is not None or any(output.name.endswith("power.svg") for output in outputs)
+    if needs_tree and loaded.spec.power is None:
+        raise BadInput(f"{spec} has no `power:` section", "add one: cluster_specs/README.md explains it")
+    report = power_report(loaded.spec) if needs_tree else None
     if as_json:
-        print_json({"ok": True, **totals(loaded.spec), "problems": []})
+        caps = {"power_caps_w": {name: round(cap_w, 1) for name, cap_w in report.caps_w.items()}} if report is not None else {}
+        print_json({"ok": True, **totals(loaded.spec), "problems": [], **caps})
     else:
         click.echo(summary(spec, loaded.spec))
+        if report is not None and explain is not None:
+            click.echo("\n".join(explain_power(loaded.spec, report)))
+    for output in outputs:
+        is_power = output.name.endswith("power.svg") and report is not None
+        drawing = power_svg(loaded.spec, report) if is_power and report is not None else racks_svg(loaded.spec)
+        _write(output, drawing)
     return 0
+
+
+def _write(path: Path, drawing: str) -> None:
+    """The file appears whole or not at all."""
+    draft = path.with_name(path.name + ".draft")
+    try:
+        draft.write_text(drawing, encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        raise BadInput(f"{path} cannot be written: {error.strerror}", "name a file in a folder that you may write to") from error
+    click.echo(f"wrote {path}", err=True)
 
 
 def totals(spec: ClusterSpec) -> dict[str, int]:
@@ -44,9 +86,8 @@ def totals(spec: ClusterSpec) -> dict[str, int]:
 def summary(path: Path, spec: ClusterSpec) -> str:
     """One line that says what the file declares and how loaded its feeds are."""
     count = totals(spec)
-    feeds = ", ".join(
-        f"feed {name} {kilowatts(w)} of {kilowatts(spec.feeds[name].limit_w)} kW" for name, w in draw_by_feed_w(spec).items()
-    )
+    draw_w = draw_by_feed_w(spec) if spec.power is None else {name: sum(load) for name, load in feed_loads(spec).items()}
+    feeds = ", ".join(f"feed {name} {kilowatts(w)} of {kilowatts(spec.feeds[name].limit_w)} kW" for name, w in draw_w.items())
     declared = f"{_count(count['nodes'], 'node')}, {_count(count['gpus'], 'GPU')}, {_count(count['racks'], 'rack')}"
     return f"{path} is valid: {declared}" + (f"; {feeds}" if feeds else "")
 

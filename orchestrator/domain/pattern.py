@@ -6,6 +6,7 @@ a pattern keeps its order (the last range runs fastest), and texts beside it are
     {1}        the text of the first range, padding kept               r[001-250] → 001
     {2*3}      the running number over ranges 2 and 3, from 1          r[01-25]-n[1-4] as {1*2} → 1 ... 100
     {2*3+32}   the same from 33; {2:02} with at least two digits
+    {2/10}     which ten it is: 1 for the first ten of range 2, 2 for the next
 """
 
 import math
@@ -25,7 +26,7 @@ MOST_RANGES = 6
 _GROUP = re.compile(r"\[([^\[\]]*)\]")
 _ITEM = re.compile(r"([0-9]{1,9})-([0-9]{1,9})|([A-Za-z0-9]{1,32})")
 _REFERENCE = re.compile(r"\{([^{}]*)\}")
-_INSIDE = re.compile(r"([1-9](?:\*[1-9])*)(?:\+([0-9]{1,6}))?(?::(0[1-9]))?")
+_INSIDE = re.compile(r"([1-9](?:\*[1-9])*)(?:/([1-9][0-9]{0,4}))?(?:\+([0-9]{1,6}))?(?::(0[1-9]))?")
 
 
 class PatternError(ValueError):
@@ -107,20 +108,22 @@ class Pattern:
     def _numbers(self, text: str, inside: str) -> list[str]:
         match = _INSIDE.fullmatch(inside)
         if match is None:
-            raise PatternError(f"{{{inside}}} in {text} is no reference to a range", "write {1}, {2*3}, {2*3+32} or {2:02}")
+            raise PatternError(
+                f"{{{inside}}} in {text} is no reference to a range", "write {1}, {2*3}, {2*3+32}, {2/10} or {2:02}"
+            )
         which = [int(number) - 1 for number in match[1].split("*")]
         if max(which) >= len(self.ranges):
             have = f"{self.text} has {len(self.ranges)} range{'' if len(self.ranges) == 1 else 's'}"
             raise PatternError(f"{{{inside}}} in {text} refers to range {max(which) + 1}, but {have}", "refer to one it has")
-        if len(which) == 1 and match[2] is None and match[3] is None:
+        if len(which) == 1 and match[2] is None and match[3] is None and match[4] is None:
             return self.spread(self.ranges[which[0]], which[0], which[0])
         if len(set(which)) != len(which):
             raise PatternError(f"{{{inside}}} in {text} names a range twice", "name each range once")
         steps, stride = [0] * len(self.ranges), 1
         for group in reversed(which):
             steps[group], stride = stride, stride * self.sizes[group]
-        form = f"{{:{match[3] or 'd'}{'d' if match[3] else ''}}}"
-        return [form.format(number) for number in self.running(1 + int(match[2] or 0), steps)]
+        group, start, form = int(match[2] or 1), 1 + int(match[3] or 0), f"{match[4] or ''}d"
+        return [format(place // group + start, form) for place in self.running(0, steps)]
 
 
 def _numbered(parts: list[str]) -> list[tuple[bool, str]]:

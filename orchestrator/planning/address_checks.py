@@ -46,6 +46,17 @@ def check_addresses(spec: ClusterSpec) -> Iterator[Finding]:
                 yield from _outside(use, _plain(address), network, named[field])
             if address is not None:
                 yield from _given_twice(use, holders.setdefault(str(_plain(address)), use))
+    for index, item in enumerate(spec.equipment):
+        if item.bmc is not None:
+            use = _Use(("equipment", index, "bmc"), f"the BMC of equipment[{index}] ({item.name})", item.bmc)
+            address = _parsed(item.bmc)
+            wrong = _address_trouble(item.bmc, address)
+            if wrong:
+                yield Finding(use.path, f"{use.owner} has the address {item.bmc}, {wrong[0]}", wrong[1])
+            if address is not None:
+                if subnets["bmc"] is not None:
+                    yield from _outside(use, _plain(address), subnets["bmc"], "bmc")
+                yield from _given_twice(use, holders.setdefault(str(_plain(address)), use))
 
 
 def check_heads(spec: ClusterSpec) -> Iterator[Finding]:

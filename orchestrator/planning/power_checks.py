@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
-from orchestrator.domain.spec import ClusterSpec, Finding, SpecPath
+from orchestrator.domain.spec import ClusterSpec, Equipment, Finding, Node, SpecPath
 
 TOLERANCE_W = 1e-4
 """A sum of floats in another order differs in its last digits; that is no overload."""
@@ -56,11 +56,12 @@ def kilowatts(watts: float) -> str:
 
 
 def _skus_by_rack(spec: ClusterSpec) -> Mapping[str, list[str]]:
-    """The SKU of every node, per rack; nodes of an unknown SKU draw nothing that could be reckoned with."""
+    """The SKU of everything in a rack, per rack; machines of an unknown SKU draw nothing that could be reckoned with."""
     skus: defaultdict[str, list[str]] = defaultdict(list)
-    for node in spec.nodes:
-        if node.sku in spec.skus:
-            skus[node.rack].append(node.sku)
+    everything: list[Node | Equipment] = [*spec.nodes, *spec.equipment]
+    for machine in everything:
+        if machine.sku in spec.skus:
+            skus[machine.rack].append(machine.sku)
     return skus
 
 

@@ -5,17 +5,16 @@ looks things up with care and raises nothing.
 """
 
 import difflib
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 
-from orchestrator.domain.spec import ClusterSpec, Finding, Node, SpecPath
+from orchestrator.domain.spec import UNKNOWN_MAC, ClusterSpec, Finding, SpecPath
 from orchestrator.planning.address_checks import check_addresses, check_heads, check_subnets
+from orchestrator.planning.link_checks import check_links
 from orchestrator.planning.power_checks import check_power
+from orchestrator.planning.power_tree_checks import check_power_tree
+from orchestrator.planning.rack_checks import Machine, check_racks, count, label, machines
 
 MAX_SUGGESTIONS = 20
-UNKNOWN_MAC = "00:00:00:00:00:00"
-"""The default of `Node.mac`: not known, so not compared."""
 
 
 def check_spec(spec: ClusterSpec) -> list[Finding]:
@@ -29,9 +28,9 @@ def _references(spec: ClusterSpec) -> Iterator[Finding]:
     )
     for name, rack in spec.racks.items():
         yield from feeds.lacks(("racks", name, "feed"), f"rack {name} hangs on feed", rack.feed)
-    for index, node in enumerate(spec.nodes):
-        yield from racks.lacks(("nodes", index, "rack"), f"{_label(index, node)} stands in rack", node.rack)
-        yield from skus.lacks(("nodes", index, "sku"), f"{_label(index, node)} is of SKU", node.sku)
+    for path, machine in machines(spec):
+        yield from racks.lacks((*path, "rack"), f"{label(path, machine)} stands in rack", machine.rack)
+        yield from skus.lacks((*path, "sku"), f"{label(path, machine)} is of SKU", machine.sku)
     for sku in spec.firmware:
         yield from skus.lacks(("firmware", sku), "a firmware baseline is given for SKU", sku)
 
@@ -66,17 +65,14 @@ class _Known:
 
 def _names(spec: ClusterSpec) -> Iterator[Finding]:
     """Names differ by more than upper and lower case: host names and labels do not tell case apart."""
-    first: dict[str, int] = {}
-    for index, node in enumerate(spec.nodes):
-        before = first.setdefault(node.name.lower(), index)
-        if before != index:
-            same = spec.nodes[before].name == node.name
+    first: dict[str, tuple[SpecPath, Machine]] = {}
+    for path, machine in machines(spec):
+        before, other_machine = first.setdefault(machine.name.lower(), (path, machine))
+        if before is not path:
+            same = other_machine.name == machine.name
             how = "is also that of" if same else "differs only in upper and lower case from that of"
-            yield _twice(
-                ("nodes", index, "name"),
-                ("nodes", before, "name"),
-                f"the name {node.name} {how} {_label(before, spec.nodes[before])}",
-            )
+            text = f"the name {machine.name} {how} {label(before, other_machine)}"
+            yield _twice((*path, "name"), (*before, "name"), text)
     for section, names in (("skus", spec.skus), ("feeds", spec.feeds), ("racks", spec.racks)):
         seen: dict[str, str] = {}
         for name in names:
@@ -87,92 +83,22 @@ def _names(spec: ClusterSpec) -> Iterator[Finding]:
 
 def _serials_and_macs(spec: ClusterSpec) -> Iterator[Finding]:
     for field, what, ignored in (("serial", "the serial", ""), ("mac", "the MAC", UNKNOWN_MAC)):
-        first: dict[str, int] = {}
-        for index, node in enumerate(spec.nodes):
-            value = getattr(node, field)
-            before = first.setdefault(value, index)
-            if value != ignored and before != index:
-                text = f"{what} {value} is also that of {_label(before, spec.nodes[before])}"
-                yield _twice(
-                    ("nodes", index, field),
-                    ("nodes", before, field),
-                    text,
-                    "each machine has its own: read it from its plate or BMC",
-                )
-    for index, node in enumerate(spec.nodes):
-        if node.mac[1:2] in tuple("13579bdf"):
-            message = f"{_label(index, node)} has the MAC {node.mac}, a group address that no port has"
-            yield Finding(("nodes", index, "mac"), message, "read it from the port it boots from; its second digit is even")
+        first: dict[str, tuple[SpecPath, Machine]] = {}
+        for path, machine in machines(spec):
+            value = getattr(machine, field)
+            before, other = first.setdefault(value, (path, machine))
+            if value != ignored and before is not path:
+                text = f"{what} {value} is also that of {label(before, other)}"
+                hint = "each machine has its own: read it from its plate or BMC"
+                yield _twice((*path, field), (*before, field), text, hint)
+    for path, machine in machines(spec):
+        if machine.mac[1:2] in tuple("13579bdf"):
+            message = f"{label(path, machine)} has the MAC {machine.mac}, a group address that no port has"
+            yield Finding((*path, "mac"), message, "read it from the port it boots from; its second digit is even")
 
 
 def _twice(path: SpecPath, other: SpecPath, message: str, hint: str = "rename one of the two") -> Finding:
     return Finding(path, message, hint, other=other)
-
-
-@dataclass(frozen=True, slots=True)
-class _Shelf:
-    """What stands in one rack."""
-
-    name: str
-    height: int
-    places: list[tuple[int, int, int]]
-    """Lowest unit, highest unit, index of the node; from the bottom up."""
-    holders: Counter[int]
-    """How many machines claim each unit."""
-
-    def place_for(self, bottom: int, top: int) -> str:
-        """Where the machine that claims `bottom` to `top` could stand instead."""
-        tall, others = top - bottom + 1, self.holders - Counter(range(bottom, top + 1))
-        for lowest in range(1, self.height - tall + 2):
-            if not any(unit in others for unit in range(lowest, lowest + tall)):
-                return f"unit {lowest} is the lowest with room for it"
-        return f"rack {self.name} has no room for {_count(tall, 'unit')}: move it to another rack"
-
-
-def _units(spec: ClusterSpec) -> Iterator[Finding]:
-    """No node above its rack, no two in one unit."""
-    shelves = {name: _Shelf(name, rack.units, [], Counter()) for name, rack in spec.racks.items()}
-    for index, node in enumerate(spec.nodes):
-        if node.rack in shelves and node.sku in spec.skus:
-            top = node.unit + spec.skus[node.sku].units - 1
-            shelves[node.rack].places.append((node.unit, top, index))
-            shelves[node.rack].holders.update(range(node.unit, top + 1))
-    for shelf in shelves.values():
-        shelf.places.sort()
-        yield from _above(spec, shelf)
-        yield from _overlaps(spec, shelf)
-
-
-def _above(spec: ClusterSpec, shelf: _Shelf) -> Iterator[Finding]:
-    for bottom, top, index in shelf.places:
-        if top > shelf.height:
-            node = spec.nodes[index]
-            message = (
-                f"{_label(index, node)} is {_count(top - bottom + 1, 'unit')} high and would take units {bottom}-{top} of rack"
-                f" {shelf.name}, {top - shelf.height} above its {shelf.height}"
-            )
-            rests_on = _room(shelf.name, index, node)
-            yield Finding(("nodes", index, "unit"), message, shelf.place_for(bottom, top), rests_on=rests_on)
-
-
-def _overlaps(spec: ClusterSpec, shelf: _Shelf) -> Iterator[Finding]:
-    highest, holder = 0, -1
-    for bottom, top, index in shelf.places:
-        if bottom <= highest:
-            node, other = spec.nodes[index], spec.nodes[holder]
-            message = (
-                f"{_label(index, node)} takes units {bottom}-{top} of rack {shelf.name}, {min(top, highest) - bottom + 1} of them"
-                f" shared with {_label(holder, other)} in {other.unit}-{highest}"
-            )
-            rests_on = (*_room(shelf.name, index, node), ("nodes", holder, "rack"), ("skus", other.sku, "units"))
-            hint = shelf.place_for(bottom, top)
-            yield Finding(("nodes", index, "unit"), message, hint, other=("nodes", holder, "unit"), rests_on=rests_on)
-        if top > highest:
-            highest, holder = top, index
-
-
-def _room(rack: str, index: int, node: Node) -> tuple[SpecPath, ...]:
-    return (("racks", rack, "units"), ("skus", node.sku, "units"), ("nodes", index, "rack"), ("nodes", index, "sku"))
 
 
 def _firmware(spec: ClusterSpec) -> Iterator[Finding]:
@@ -210,7 +136,7 @@ def _access(spec: ClusterSpec) -> Iterator[Finding]:
 def _rollout(spec: ClusterSpec) -> Iterator[Finding]:
     canary, most = spec.rollout.canary, spec.rollout.max_in_flight
     if canary > most:
-        message = f"the first wave has {_count(canary, 'node')}, but at most {most} are worked on at once"
+        message = f"the first wave has {count(canary, 'node')}, but at most {most} are worked on at once"
         yield Finding(("rollout", "canary"), message, f"set canary to {most} or less", rests_on=(("rollout", "max_in_flight"),))
 
 
@@ -225,18 +151,10 @@ def _lab(spec: ClusterSpec) -> Iterator[Finding]:
                 (*path, "node"), f"the fault {fault.fault} is planted in", fault.node, (("nodes", "*", "name"),)
             )
         elif fault.gpu is not None and node.sku in spec.skus and fault.gpu >= spec.skus[node.sku].gpus.count:
-            count = spec.skus[node.sku].gpus.count
-            message = f"the fault {fault.fault} hits GPU {fault.gpu} of {fault.node}, which has {_count(count, 'GPU')}"
-            hint = f"GPUs count from 0 to {count - 1}" if count else "remove the fault, or choose a node with GPUs"
+            gpus = spec.skus[node.sku].gpus.count
+            message = f"the fault {fault.fault} hits GPU {fault.gpu} of {fault.node}, which has {count(gpus, 'GPU')}"
+            hint = f"GPUs count from 0 to {gpus - 1}" if gpus else "remove the fault, or choose a node with GPUs"
             yield Finding((*path, "gpu"), message, hint, rests_on=(("skus", node.sku, "gpus", "count"), (*path, "node")))
-
-
-def _label(index: int, node: Node) -> str:
-    return f"nodes[{index}] ({node.name})"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 _CHECKS: tuple[Callable[[ClusterSpec], Iterable[Finding]], ...] = (
@@ -246,8 +164,10 @@ _CHECKS: tuple[Callable[[ClusterSpec], Iterable[Finding]], ...] = (
     check_subnets,
     check_addresses,
     check_heads,
-    _units,
+    check_racks,
     check_power,
+    check_power_tree,
+    check_links,
     _firmware,
     _paths,
     _access,

@@ -43,7 +43,14 @@ def test_each_kind_of_bad_input_has_its_place_and_its_sentence(case: Bad) -> Non
 
 def test_the_specs_that_ship_are_valid() -> None:
     nodes = {path.name: len(read_spec(path, check_spec).spec.nodes) for path in SPECS.glob("*.yaml")}
-    assert nodes == {"lab-4.yaml": 4, "lab-6.yaml": 6, "example-32-dgx.yaml": 32}
+    assert nodes == {
+        "lab-4.yaml": 4,
+        "lab-6.yaml": 6,
+        "example-32-dgx.yaml": 32,
+        "example-250-xe9680.yaml": 250,
+        "example-gb200-nvl72.yaml": 18,
+        "frontier-100k.yaml": 12_500,
+    }
 
 
 def test_lab_6_is_lab_4_with_two_nodes_more() -> None:
