@@ -23,6 +23,7 @@ from orchestrator.domain.operation import Action, Operation, Status
 from orchestrator.domain.spec import ClusterSpec
 from orchestrator.drivers.processes import ProcessId, find
 from orchestrator.drivers.spec_reader import LoadedSpec, read_spec
+from orchestrator.planning.site import Site
 from orchestrator.planning.validation import check_spec
 
 if TYPE_CHECKING:
@@ -175,6 +176,13 @@ def _control(
         controller.close()
 
 
+def tell(folder: Path, kind: str, data: dict[str, Any]) -> str:
+    """Ask something of whoever decides and wait for the answer; where nobody does, decide just that and begin nothing."""
+    from orchestrator.execution.answering import wait_for_answer
+
+    return wait_for_answer(open_journal(folder), request(folder, kind, data).seq, _holder(), WallClock(), folder)
+
+
 # ---------------------------------------------------------------------- training jobs
 def load_job(path: Path) -> Any:
     """Read and check a job file. Raises BadInput with every problem."""
@@ -199,7 +207,6 @@ def rank_log(folder: Path, run: "RunRecord", rank: int, lines: int) -> str:
     spec = views.state.spec
     if spec is None:
         raise NotAsRequired("no spec has been applied", "apply one first: `rackray apply SPEC`")
-    from orchestrator.planning.site import Site
 
     node = run.rank(rank).node
     argv = ["tail", "-n", str(lines), rank_log_path(run, rank)]
@@ -428,7 +435,6 @@ def ansible_variables(folder: Path, views: "Views") -> dict[str, dict[str, Any]]
     """Ansible's variables of every node whose host key is pinned."""
     from orchestrator.drivers.playbooks import host_variables
     from orchestrator.drivers.secrets import SecretStore
-    from orchestrator.planning.site import Site
 
     spec = views.state.spec
     if spec is None:

@@ -9,9 +9,10 @@ import click
 
 from orchestrator import wiring
 from orchestrator.cli.output import confirm, print_table
-from orchestrator.cli.plan import make_plan, print_plan
+from orchestrator.cli.plan import journal_seq, limited, make_plan, narrowed, print_plan, print_time
+from orchestrator.cli.plan_file import PlanFile, must_still_hold, read_plan
 from orchestrator.cli.rollout_view import RolloutView
-from orchestrator.domain.errors import NotAsRequired
+from orchestrator.domain.errors import BadInput, NotAsRequired
 from orchestrator.domain.event import Event
 from orchestrator.domain.node import BRING_UP, SETTLED, NodeState
 from orchestrator.domain.spec import ClusterSpec
@@ -20,18 +21,22 @@ from orchestrator.execution.views import Views
 
 
 @click.command()
-@click.argument("spec", type=click.Path(path_type=Path))
+@click.argument("spec", metavar="SPEC|PLAN", type=click.Path(path_type=Path))
+@click.option("--limit", default="", metavar="NODES", help="Bring up these nodes alone.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def apply(spec: Path, yes: bool) -> int:
+def apply(spec: Path, limit: str, yes: bool) -> int:
     """Bring up every node of SPEC that is not ready yet; nodes in service are left alone.
 
-    Ctrl-C is safe: run the same command again to go on. Exit 0 when every node is ready, 1 otherwise.
+    A PLAN of `rackray plan -o` is carried out as it was read, and refused if the journal has moved on since.
+    Ctrl-C is safe: run the same command again to go on. Exit 0 when every node asked for is ready, 1 otherwise.
     """
-    loaded = wiring.load_spec(spec)
     folder = wiring.home()
+    wanted = _wanted(spec, limit)
+    names = [node.name for node in narrowed(wanted.spec, wanted.limit).nodes]
     if not yes:
-        _ask(loaded.spec)
-    data = {"spec": loaded.spec.model_dump(mode="json"), "text": loaded.text, "sha256": loaded.sha256, "file": str(spec)}
+        _ask(narrowed(wanted.spec, wanted.limit))
+    data = {"spec": wanted.spec.model_dump(mode="json"), "text": wanted.text, "sha256": wanted.sha256, "file": wanted.file}
+    data["limit"] = list(wanted.limit)
     asked = wiring.request(folder, "request.apply", data)
     view = RolloutView(asked.seq)
     began_s = time.monotonic()
@@ -40,8 +45,20 @@ def apply(spec: Path, yes: bool) -> int:
         return asked.seq in views.state.answers and everything_settled(views.state)
 
     with view:
-        wiring.follow_or_control(folder, done, view.show, loaded.spec)
-    return _conclude(wiring.open_views(folder), asked.seq, [node.name for node in loaded.spec.nodes], time.monotonic() - began_s)
+        wiring.follow_or_control(folder, done, view.show, wanted.spec)
+    return _conclude(wiring.open_views(folder), asked.seq, names, time.monotonic() - began_s)
+
+
+def _wanted(path: Path, limit: str) -> PlanFile:
+    """What is to be applied: a saved plan that still holds, or a spec. Raises BadInput or NotAsRequired."""
+    plan = read_plan(path)
+    if plan is None:
+        loaded = wiring.load_spec(path)
+        return PlanFile(loaded.spec, loaded.text, loaded.sha256, str(path), journal_seq(), tuple(limited(loaded.spec, limit)))
+    if limit:
+        raise BadInput("a plan says itself which nodes it is for", "give --limit to `rackray plan -o`, or apply the spec")
+    must_still_hold(plan, journal_seq(), path)
+    return plan
 
 
 def _ask(spec: ClusterSpec) -> None:
@@ -50,6 +67,7 @@ def _ask(spec: ClusterSpec) -> None:
     if not planned:
         return
     print_plan(planned)
+    print_time(spec, planned)
     if not confirm(f"Bring up {len({each.step.node for each in planned})} nodes?", yes=False):
         raise NotAsRequired("nothing was done")
 
@@ -59,6 +77,7 @@ def _conclude(views: Views, asked: int, names: list[str], seconds: float) -> int
     if answer.startswith("refused"):
         raise NotAsRequired(answer)
     records = [views.state.nodes[name] for name in names]
+    records = [record for record in records if record.state is not NodeState.RETIRED]
     ready = [record for record in records if record.state in (NodeState.READY, NodeState.ALLOCATED)]
     if answer.startswith("nothing to do"):
         click.echo(f"{answer}; {len(ready)} of {len(records)} are ready")
@@ -68,8 +87,12 @@ def _conclude(views: Views, asked: int, names: list[str], seconds: float) -> int
     for record in records:
         if record not in ready:
             click.echo(f"  {record.name} is {record.state}: {record.because}", err=True)
-    if views.state.rollout.stopped_because and any(record.state not in SETTLED for record in records):
-        click.echo(f"the rollout stopped: {views.state.rollout.stopped_because}", err=True)
+    rollout = views.state.rollout
+    if rollout.aborted_because:
+        click.echo(f"the rollout was aborted: {rollout.aborted_because}", err=True)
+    elif rollout.stopped_because and any(record.state not in SETTLED for record in records):
+        click.echo(f"the rollout stopped: {rollout.stopped_because}", err=True)
+        click.echo("  way out: `rackray rollout status` shows what failed; `rackray rollout resume` accepts it", err=True)
     return 0 if len(ready) == len(records) else 1
 
 

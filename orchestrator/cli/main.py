@@ -23,6 +23,9 @@ COMMANDS: Mapping[str, Row] = {
     ),
     "plan": Row("orchestrator.cli.plan:plan", "Show what apply would do, wave by wave, and why; changes nothing anywhere."),
     "apply": Row("orchestrator.cli.apply:apply", "Bring the cluster up or expand it; run again to resume."),
+    "rollout": Row(
+        "orchestrator.cli.rollout:rollout", "How the rollout stands; pause, resume, skip, retry, abort it, with a reason."
+    ),
     "status": Row("orchestrator.cli.status:status", "Where every node stands, why, and since when."),
     "rehearse": Row(
         "orchestrator.cli.rehearse:rehearse", "Play a bring-up on simulated machines in virtual time: how long, what fails."

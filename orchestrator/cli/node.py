@@ -10,7 +10,7 @@ from orchestrator.cli.nodes import chosen
 from orchestrator.cli.output import age, confirm, print_json, print_table
 from orchestrator.cli.rollout_view import RolloutView
 from orchestrator.domain.errors import NotAsRequired
-from orchestrator.domain.node import SETTLED, NodeRecord, NodeState
+from orchestrator.domain.node import IN_SERVICE, SETTLED, NodeRecord, NodeState
 from orchestrator.execution.views import Views
 
 
@@ -77,6 +77,47 @@ def enroll(name: str, reason: str, yes: bool) -> None:
         raise NotAsRequired("no key was pinned")
     answer = _carry_out("request.host_key", {"node": only, "ssh_host_key": key, "reason": reason}, lambda views: True)
     click.echo(answer)
+
+
+@node.command()
+@click.argument("name", metavar="NODE")
+@click.option("--serial", required=True, help="Serial of the new board, as its BMC will say it.")
+@click.option("--reason", required=True, help="Why the board was swapped; it is journaled with your name.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def replace(name: str, serial: str, reason: str, yes: bool) -> int:
+    """Another board stands behind NODE: its pins are dropped, and it proves everything from the start."""
+    (only,) = chosen(name, wiring.open_views(wiring.home()).state)
+    if not confirm(f"Trust the machine with serial {serial} as {only} from now on?", yes):
+        raise NotAsRequired("nothing was done")
+    answer = wiring.tell(wiring.home(), "request.replace", {"node": only, "serial": serial, "reason": reason})
+    if answer.startswith("refused"):
+        raise NotAsRequired(answer)
+    click.echo(answer)
+    return _until_settled([only])
+
+
+@node.command()
+@click.argument("nodes")
+@click.option("--reason", required=True, help="Why; it is journaled with your name.")
+@click.option("--yes", is_flag=True, help="Do not ask when it concerns more than one node.")
+def retire(nodes: str, reason: str, yes: bool) -> int:
+    """NODES leave the fleet for good. Nothing is sent to them: power, data and accounts stay as they are."""
+    names = chosen(nodes, wiring.open_views(wiring.home()).state)
+    if len(names) > 1 and not confirm(f"Retire {len(names)} nodes for good?", yes):
+        raise NotAsRequired("nothing was done")
+    click.echo(wiring.tell(wiring.home(), "request.retire", {"nodes": names, "reason": reason}))
+    state = wiring.open_views(wiring.home()).state
+    return 0 if all(state.nodes[name].state is NodeState.RETIRED for name in names) else 1
+
+
+def _until_settled(names: list[str]) -> int:
+    """Follow until the nodes have come to rest; 0 when all are in service."""
+    with RolloutView(wiring.open_views(wiring.home()).state.seq) as view:
+        wiring.follow_or_control(wiring.home(), lambda v: all(v.state.nodes[n].state in SETTLED for n in names), view.show)
+    state = wiring.open_views(wiring.home()).state
+    for name in names:
+        click.echo(f"{name} is {state.nodes[name].state}: {state.nodes[name].because}")
+    return 0 if all(state.nodes[name].state in IN_SERVICE for name in names) else 1
 
 
 def _ask(kind: str, nodes: str, reason: str, yes: bool, question: str, wanted: NodeState) -> int:

@@ -8,6 +8,11 @@ def chosen(text: str, state: ClusterState) -> list[str]:
     """The nodes `text` names, in the spec's order; all when it is empty. Raises BadInput for unknown or unreadable names."""
     order = [node.name for node in state.spec.nodes] if state.spec else []
     order += [name for name in state.nodes if name not in set(order)]
+    return chosen_from(text, order, "the applied spec")
+
+
+def chosen_from(text: str, order: list[str], where: str) -> list[str]:
+    """The nodes of `order` that `text` names; all when it is empty. Raises BadInput for unknown or unreadable names."""
     if not text:
         return order
     # ClusterShell costs 50 ms to import; most commands never name nodes.
@@ -19,5 +24,5 @@ def chosen(text: str, state: ClusterState) -> list[str]:
         raise BadInput(f"{text!r} is no set of nodes: {error}", "write r[01-40]-n[1-4] or names with commas") from error
     unknown = sorted(wanted - set(order))
     if unknown:
-        raise BadInput(f"not in the applied spec: {', '.join(unknown[:5])}", "see `rackray status` for the names")
+        raise BadInput(f"not in {where}: {', '.join(unknown[:5])}", "see `rackray status` for the names")
     return [name for name in order if name in wanted]

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from orchestrator.planning.estimate import Range
+
 STATE_COLOURS = {
     "ready": "green",
     "allocated": "cyan",
@@ -29,6 +31,14 @@ def age(seconds: float) -> str:
             value = max(seconds, 0.0) / divisor
             return f"{value:.1f} {unit}" if unit == "h" else f"{value:.0f} {unit}"
     return f"{seconds / 86_400:.0f} d"
+
+
+def time_range(left: Range | None) -> str:
+    """A time left for people: a range, or that it is not known."""
+    if left is None:
+        return "unknown: no node has passed every stage here yet"
+    low, high = age(left.low_s), age(left.high_s)
+    return f"about {low}" if low == high else f"{low} to {high}, if nothing more fails"
 
 
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]], colour_column: int | None = None) -> None:

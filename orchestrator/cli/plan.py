@@ -1,16 +1,22 @@
-"""`rackray plan`: the controller's own decisions against a world in which every step succeeds; nothing is written anywhere."""
+"""`rackray plan`: the controller's own decisions against a world in which every step succeeds; nothing is changed anywhere."""
 
+import time
+from collections.abc import Collection
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import click
 
 from orchestrator import wiring
-from orchestrator.cli.output import print_json, print_table
+from orchestrator.cli.nodes import chosen_from
+from orchestrator.cli.output import print_json, print_table, time_range
+from orchestrator.cli.plan_file import PlanFile, write_plan
 from orchestrator.domain.errors import NotAsRequired
 from orchestrator.domain.node import NodeRecord, NodeState
 from orchestrator.domain.operation import Action
 from orchestrator.domain.spec import ClusterSpec
+from orchestrator.planning.estimate import StageTimes, time_of_plan
 from orchestrator.planning.preview import PlannedStep, preview
 from orchestrator.planning.rollout import to_bring_up
 from orchestrator.planning.site import Site
@@ -22,22 +28,64 @@ LOOKS = (Action.BMC_IDENTIFY, Action.BMC_OBSERVE, Action.BMC_FIRMWARE)
 @click.command()
 @click.argument("spec", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the steps as JSON.")
+@click.option("-o", "output", type=click.Path(path_type=Path), help="Save the plan; `rackray apply FILE` carries out just that.")
+@click.option("--limit", default="", metavar="NODES", help="Plan for these nodes alone.")
 @click.option("--offline", is_flag=True, help="Do not look at the BMCs; plan from the journal alone.")
-def plan(spec: Path, as_json: bool, offline: bool) -> None:
-    """Show every step of every wave with its reason.
+def plan(spec: Path, as_json: bool, output: Path | None, limit: str, offline: bool) -> None:
+    """Show every step of every wave with its reason, and how long it will take where that has been measured.
 
-    BMCs are looked at (GET, with a session of plan's own); nothing is changed at any of them, and no file is written.
+    BMCs are looked at (GET, with a session of plan's own); nothing is changed at any of them, and only -o writes a file.
     """
     loaded = wiring.load_spec(spec)
-    planned, silent = make_plan(loaded.spec, offline)
+    names = limited(loaded.spec, limit)
+    seq = journal_seq()
+    planned, silent = make_plan(narrowed(loaded.spec, names), offline)
+    if output is not None:
+        rows = [as_row(each) for each in planned]
+        write_plan(output, PlanFile(loaded.spec, loaded.text, loaded.sha256, str(spec), seq, tuple(names)), rows)
+        click.echo(
+            f"saved as {output}: `rackray apply {output}` carries it out while the journal stands at event {seq}", err=True
+        )
     if as_json:
         print_json({"steps": [as_row(each) for each in planned]})
         return
     print_plan(planned)
+    print_time(loaded.spec, planned)
     if silent:
         click.echo(
             f"{len(silent)} BMCs did not answer ({', '.join(silent[:5])}); their steps are planned as for new machines", err=True
         )
+
+
+def limited(spec: ClusterSpec, limit: str) -> list[str]:
+    """The nodes that `--limit` names; empty when it is not given. Raises BadInput for nodes the spec does not have."""
+    return chosen_from(limit, [node.name for node in spec.nodes], "the spec") if limit else []
+
+
+def narrowed(spec: ClusterSpec, names: Collection[str]) -> ClusterSpec:
+    """`spec` with only the nodes called `names`; whole when there are none."""
+    return spec.model_copy(update={"nodes": tuple(node for node in spec.nodes if node.name in names)}) if names else spec
+
+
+def journal_seq() -> int:
+    """Number of the journal's last event; 0 where there is no journal."""
+    try:
+        return wiring.open_views(wiring.home()).state.seq
+    except NotAsRequired:
+        return 0
+
+
+def print_time(spec: ClusterSpec, planned: list[PlannedStep]) -> None:
+    """How long the plan will take, from the stage times that this journal holds."""
+    if not planned:
+        return
+    try:
+        views = wiring.open_views(wiring.home())
+        times, nodes = StageTimes().learn(views.events_since(0)), dict(views.state.nodes)
+    except NotAsRequired:
+        times, nodes = StageTimes(), {}
+    rounds = [list(dict.fromkeys(each.step.node for each in steps)) for _, steps in groupby(planned, lambda each: each.wave)]
+    click.echo(f"time: {time_range(time_of_plan(Site.of(spec), rounds, nodes, times, time.time()))}")
 
 
 def make_plan(spec: ClusterSpec, offline: bool = False) -> tuple[list[PlannedStep], list[str]]:
@@ -54,8 +102,7 @@ def make_plan(spec: ClusterSpec, offline: bool = False) -> tuple[list[PlannedSte
     pending = to_bring_up(site, records)
     if offline or not pending:
         return preview(site, records, {}), []
-    narrowed = spec.model_copy(update={"nodes": tuple(site.nodes[name] for name in site.nodes if name in pending)})
-    seen = wiring.look(folder, narrowed, LOOKS, views)
+    seen = wiring.look(folder, narrowed(spec, set(pending)), LOOKS, views)
     usable = {name: looks for name, looks in seen.items() if _early(records.get(name))}
     return preview(site, records, usable), [name for name in pending if not seen.get(name)]
 

@@ -101,6 +101,11 @@ class Controller:
         """What admission reckons with; None before a spec is applied. For displays."""
         return self._book
 
+    def answer(self) -> None:
+        """Answer what people have asked, and begin nothing."""
+        self._catch_up()
+        self._answer_requests()
+
     def close(self) -> None:
         """Give the lease back and let the hands end."""
         self.hands.close()

@@ -1,4 +1,4 @@
-"""How long things take here, learned from the journal, and the time left of a rollout that follows: ranges, never more than is known.
+"""How long things take here, learned from the journal, and the time left that follows: ranges, and never more than is known.
 
 Every passed stage of every node is one measurement, kept per SKU and stage. A node's rest is what its remaining stages usually
 take; waves follow each other, and a wave lasts as long as its slowest node. Waiting for watts is not in it.
