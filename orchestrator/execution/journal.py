@@ -61,6 +61,12 @@ _SNAPSHOTS = sa.Table(
 _HEAD = ""
 """The row of `snapshots` that belongs to no node: the seq up to which all rows hold, and the shape of a record in `data`."""
 _EVENT_COLUMNS = (_EVENTS.c.seq, _EVENTS.c.at_s, _EVENTS.c.epoch, _EVENTS.c.kind, _EVENTS.c.subject, _EVENTS.c.data)
+_AFTER = sa.select(*_EVENT_COLUMNS).where(_EVENTS.c.seq > sa.bindparam("seq")).order_by(_EVENTS.c.seq)
+_OTHERS = sa.select(*_EVENT_COLUMNS).where((_EVENTS.c.seq <= sa.bindparam("seq")) & _NOT_OF_NODES).order_by(_EVENTS.c.seq)
+_LAST = sa.select(sa.func.max(_EVENTS.c.seq))
+_WHO_DECIDES = sa.select(_LEASE.c.epoch, _LEASE.c.holder).where(_LEASE.c.id == 1)
+_RENEW = sa.update(_LEASE).where(_LEASE.c.id == 1).values(until_s=sa.bindparam("until"))
+# Statements of every tick are made once: making and comparing them anew costs more than SQLite's work.
 _COLUMN_NAMES = ", ".join(column.name for column in _EVENT_COLUMNS)
 _encode = json.JSONEncoder(sort_keys=True).encode
 _PUT_LOOK = sa.text(
@@ -138,21 +144,22 @@ class Journal:
     def events(self, after_seq: int = 0, limit: int = 0) -> list[Event]:
         """Events with a seq above `after_seq`, oldest first."""
         with self._reading() as connection:
-            return list(_events(connection, _EVENTS.c.seq > after_seq, limit))
+            return list(_events(connection, _AFTER.limit(limit) if limit else _AFTER, after_seq))
 
     def load(self) -> ClusterState:
         """The present state: the fold over all events; nodes begin at the latest snapshot, where there is one."""
         state = ClusterState()
         with self._reading() as connection:
+            connection = connection.execution_options(yield_per=5000)
             head = connection.execute(sa.select(_SNAPSHOTS.c.seq, _SNAPSHOTS.c.data).where(_SNAPSHOTS.c.name == _HEAD)).first()
             upto = head.seq if head is not None and head.data == RECORD_SHAPE else 0
             if upto:
                 rows = connection.execute(sa.select(_SNAPSHOTS.c.name, _SNAPSHOTS.c.data).where(_SNAPSHOTS.c.name != _HEAD))
                 state.nodes.update((row.name, record_from_json(json.loads(row.data))) for row in rows)
-                for event in _events(connection, (_EVENTS.c.seq <= upto) & _NOT_OF_NODES):
+                for event in _events(connection, _OTHERS, upto):
                     state.apply(event)
                 state.seq = upto
-            for event in _events(connection, _EVENTS.c.seq > upto):
+            for event in _events(connection, _AFTER, upto):
                 state.apply(event)
         return state
 
@@ -200,7 +207,7 @@ class Journal:
         with self._writing() as connection:
             self._check(connection, epoch)
             if renew:
-                connection.execute(sa.update(_LEASE).where(_LEASE.c.id == 1).values(until_s=now_s + LEASE_S))
+                connection.execute(_RENEW, {"until": now_s + LEASE_S})
             _put_looks(connection, looks)
             return self._append(connection, events, epoch, now_s)
 
@@ -254,7 +261,7 @@ class Journal:
         """Keep the lease. Raises LeaseLost when `epoch` no longer decides."""
         with self._writing() as connection:
             self._check(connection, epoch)
-            connection.execute(sa.update(_LEASE).where(_LEASE.c.id == 1).values(until_s=now_s + LEASE_S))
+            connection.execute(_RENEW, {"until": now_s + LEASE_S})
 
     def release(self, epoch: int) -> None:
         """Give the lease back, so that the next controller need not wait; no effect if it has passed already."""
@@ -269,7 +276,7 @@ class Journal:
 
     # ------------------------------------------------------------------ helpers
     def _check(self, connection: sa.Connection, epoch: int) -> None:
-        row = connection.execute(sa.select(_LEASE.c.epoch, _LEASE.c.holder).where(_LEASE.c.id == 1)).first()
+        row = connection.execute(_WHO_DECIDES).first()
         if row is None or row.epoch != epoch or not row.holder:
             raise LeaseLost(f"epoch {epoch} has passed; epoch {row.epoch if row else 0} decides now")
 
@@ -280,7 +287,7 @@ class Journal:
         texts = [_encode(dict(event.data)) for event in events]
         if connection.dialect.name != "sqlite":
             connection.exec_driver_sql("LOCK TABLE events IN EXCLUSIVE MODE")
-        last = connection.execute(sa.select(sa.func.max(_EVENTS.c.seq))).scalar() or 0
+        last = connection.execute(_LAST).scalar() or 0
         # Parsed back from what is written: a fold in memory must not differ from one over the file.
         written = [
             Event(event.kind, event.subject, json.loads(text), event.at_s or now_s, epoch, seq)
@@ -301,10 +308,8 @@ class Journal:
         return _Writing(self._engine, self._before, self._after)
 
 
-def _events(connection: sa.Connection, which: sa.ColumnElement[bool], limit: int = 0) -> Iterator[Event]:
-    query = sa.select(*_EVENT_COLUMNS).where(which).order_by(_EVENTS.c.seq)
-    rows = connection.execution_options(yield_per=5000).execute(query.limit(limit) if limit else query)
-    for seq, at_s, epoch, kind, subject, data in rows:
+def _events(connection: sa.Connection, query: sa.Select[Any], bound: int) -> Iterator[Event]:
+    for seq, at_s, epoch, kind, subject, data in connection.execute(query, {"seq": bound}):
         yield Event(kind, subject, json.loads(data), at_s, epoch, seq)
 
 

@@ -1,5 +1,7 @@
 """Fleets of any size, made in code: racks of eight nodes, each rack with its leaf, four feeds."""
 
+import functools
+
 from orchestrator.domain.spec import ClusterSpec, Node, Rollout
 from tests.execution.site import lab_4
 
@@ -7,9 +9,9 @@ NODES_PER_RACK = 8
 FEEDS = ("A", "B", "C", "D")
 
 
-def a_fleet(nodes: int, rollout: Rollout | None = None, headroom: float = 1.25) -> ClusterSpec:
+def a_fleet(nodes: int, rollout: Rollout | None = None, *, headroom: float = 1.25) -> ClusterSpec:
     """`nodes` nodes of the lab's SKU. Racks and feeds carry `headroom` times what their nodes draw at most."""
-    lab = lab_4()
+    lab = _lab()
     (sku_name, sku), *_ = lab.skus.items()
     racks = -(-nodes // NODES_PER_RACK)
     rack, feed = next(iter(lab.racks.values())), next(iter(lab.feeds.values()))
@@ -25,6 +27,11 @@ def a_fleet(nodes: int, rollout: Rollout | None = None, headroom: float = 1.25) 
         "lab": None,
     }
     return lab.model_copy(update=made)
+
+
+@functools.cache
+def _lab() -> ClusterSpec:
+    return lab_4()
 
 
 def _rack(index: int) -> str:
