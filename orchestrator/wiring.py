@@ -28,6 +28,7 @@ from orchestrator.planning.validation import check_spec
 
 if TYPE_CHECKING:
     from orchestrator.domain.run import RunRecord
+    from orchestrator.domain.run_row import RunRow
     from orchestrator.drivers.exchange import Exchange
     from orchestrator.drivers.interfaces import Hands, MayAct, Playbooks
     from orchestrator.drivers.secrets import SecretStore
@@ -192,7 +193,6 @@ def load_job(path: Path) -> Any:
     return read_job(path, job_problems)
 
 
-# ---------------------------------------------------------------------- the layout planner
 def read_run_rows(path: Path) -> "tuple[RunRow, ...]":
     """The rows of a CSV table of measured runs. Raises BadInput."""
     from orchestrator.drivers.run_rows import read_run_rows as read
@@ -200,61 +200,11 @@ def read_run_rows(path: Path) -> "tuple[RunRow, ...]":
     return read(path)
 
 
-def model_shape(job: Any, preset: str | None = None) -> "TransformerShape":
-    """The shape a job trains, or a published one by name. Raises BadInput for an unknown name or a shape that cannot be."""
-    from model.shape import PRESETS, TransformerShape
+def planner_files() -> Any:
+    """The layout planner's files: calibration, measured steps, pictures."""
+    from orchestrator.drivers import planner_files
 
-    if preset is not None:
-        if preset not in PRESETS:
-            raise BadInput(f"unknown model {preset!r}", f"known: {', '.join(PRESETS)}")
-        return PRESETS[preset]
-    if job.model is None:
-        raise BadInput(f"job {job.name} runs a command, not a model", "give a job with `model`, or --preset")
-    numbers = {name: value for name, value in job.model.model_dump().items() if name != "dropout"}
-    try:
-        return TransformerShape(**numbers)
-    except ValueError as error:
-        raise BadInput(str(error), "change the model's numbers in the job file") from error
-
-
-def read_calibration(path: Path) -> "tuple[dict[str, dict[str, float]], dict[str, tuple[float, float]]]":
-    """The site's own planner constants, empty where it has none. Raises BadInput."""
-    from orchestrator.drivers.planner_files import read_calibration as read
-
-    return read(path)
-
-
-def measured_steps(progress: Path, skip: float) -> "tuple[float | None, int]":
-    """Median step time of a run, in seconds, without its first `skip` share of reports."""
-    from orchestrator.drivers.planner_files import measured_steps as measure
-
-    return measure(progress, skip)
-
-
-def write_file(path: Path, text: str) -> Path:
-    """Write a file whole."""
-    from orchestrator.drivers.planner_files import write_whole
-
-    return write_whole(path, text)
-
-
-def as_json_text(data: Any) -> str:
-    """JSON for a file, in one stable form."""
-    return json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-
-
-def draw_scatter(path: Path, title: str, points: Any, unit: str) -> Path:
-    """Predicted over measured as a PNG."""
-    from orchestrator.drivers.planner_files import draw_scatter as draw
-
-    return draw(path, title, points, unit)
-
-
-def draw_terms(path: Path, title: str, layouts: Any, terms: Any) -> Path:
-    """The terms of several layouts' step times as a PNG."""
-    from orchestrator.drivers.planner_files import draw_terms as draw
-
-    return draw(path, title, layouts, terms)
+    return planner_files
 
 
 def draw_loss_curve(lines: Path, picture: Path, title: str) -> Path:
