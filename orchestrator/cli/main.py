@@ -33,6 +33,7 @@ COMMANDS: Mapping[str, Row] = {
     "node": Row("orchestrator.cli.node:node", "Look at nodes, drain them, prove them again."),
     "firmware": Row("orchestrator.cli.firmware:firmware", "Audit firmware against the baseline."),
     "train": Row("orchestrator.cli.train:train", "Submit, watch and stop training runs."),
+    "planner": Row("orchestrator.cli.planner:planner", "The layout planner against measured runs; the fit of its constants."),
     "inventory": Row("orchestrator.cli.inventory:inventory", "Ansible's inventory protocol, from the applied spec."),
     "lab": Row("orchestrator.cli.lab:lab", "Simulated hardware on this machine, and faults on demand."),
     "demo": Row("orchestrator.cli.demo:demo", "The whole story in minutes on a laptop."),

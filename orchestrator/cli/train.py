@@ -7,6 +7,7 @@ import click
 
 from orchestrator import wiring
 from orchestrator.cli.output import confirm, print_json, print_table
+from orchestrator.cli.train_plan import calibrate_planner, plan_layouts
 from orchestrator.cli.train_view import RunView, list_row, summary
 from orchestrator.domain.errors import BadInput, NotAsRequired
 from orchestrator.domain.run import RunRecord, RunState
@@ -17,6 +18,10 @@ from orchestrator.planning.run_submission import FollowRun, decide_submission
 @click.group()
 def train() -> None:
     """Submit, watch and stop training runs."""
+
+
+train.add_command(plan_layouts)
+train.add_command(calibrate_planner)
 
 
 @train.command()

@@ -27,7 +27,9 @@ def read_run_rows(path: Path) -> tuple[RunRow, ...]:
             reader = csv.DictReader(file)
             missing = [name for name in REQUIRED_COLUMNS if name not in (reader.fieldnames or ())]
             if missing:
-                raise BadInput(f"{path}: the column {missing[0]} is missing", f"the first line names the columns; needed: {REQUIRED_COLUMNS}")
+                raise BadInput(
+                    f"{path}: the column {missing[0]} is missing", f"the first line names the columns; needed: {REQUIRED_COLUMNS}"
+                )
             return tuple(_row(number, cells) for number, cells in enumerate(reader, start=2))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BadInput(f"{path}: {error}", "give a CSV file with one run per line") from error

@@ -1,4 +1,5 @@
-"""What is to be predicted, as columns: one array per quantity, one element per layout, so that thousands are evaluated at once."""
+"""What is to be predicted, as columns: one array per quantity, one element per layout, so that thousands are evaluated at
+once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from model.shape import TransformerShape
+from model.shape import PRESETS, TransformerShape
 from orchestrator.domain.errors import BadInput
 from orchestrator.domain.job import JobSpec
 from orchestrator.domain.spec import ClusterSpec
@@ -104,6 +104,21 @@ def known_gpu(name: str) -> GpuType:
     if gpu is None:
         raise BadInput(f"unknown GPU {name!r}", f"known: {', '.join(GPUS)}")
     return gpu
+
+
+def shape_of(job: JobSpec, preset: str | None = None) -> TransformerShape:
+    """The shape a job trains, or a published one by name. Raises BadInput for an unknown name or a shape that cannot be."""
+    if preset is not None:
+        if preset not in PRESETS:
+            raise BadInput(f"unknown model {preset!r}", f"known: {', '.join(PRESETS)}")
+        return PRESETS[preset]
+    if job.model is None:
+        raise BadInput(f"job {job.name} runs a command, not a model", "give a job with `model`, or --preset")
+    numbers = job.model.model_dump(exclude={"dropout"})
+    try:
+        return TransformerShape(**numbers)
+    except ValueError as error:
+        raise BadInput(str(error), "change the model's numbers in the job file") from error
 
 
 def plan_job_of(job: JobSpec, shape: TransformerShape, precision: str | None = None, framework: str = "rackray") -> PlanJob:

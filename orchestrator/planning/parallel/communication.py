@@ -1,6 +1,7 @@
 """Time of collectives: alpha-beta over NVLink and over the network.
 
-Volumes per rank (Thakur et al. 2005; NCCL): an all-reduce moves 2(n-1)/n of its bytes, a reduce-scatter or all-gather (n-1)/n. A group
+Volumes per rank (Thakur et al. 2005; NCCL): an all-reduce moves 2(n-1)/n of its bytes, a reduce-scatter or all-gather
+(n-1)/n. A group
 that leaves the NVLink domain goes at the network's share of one GPU, times the ranks of the group that share a node: a
 hierarchical ring enters and leaves each node once. Inside training a collective reaches less than alone; `*_reach` are fitted so.
 """
@@ -11,7 +12,8 @@ from orchestrator.planning.parallel.cases import Cases, Floats
 from orchestrator.planning.parallel.constants import Constants
 
 SLOW_BYTES_S = 51e9
-"""A node's network up to 400 Gbit/s (Omni-Path, older Ethernet) reaches less of its rate than InfiniBand at 800 Gbit/s and more."""
+"""A node's network up to 400 Gbit/s (Omni-Path, older Ethernet) reaches less of its rate than InfiniBand at 800 Gbit/s and
+more."""
 
 
 def ring_s(cases: Cases, k: Constants, size: Floats, ranks: Floats, stride: Floats, rounds: float) -> Floats:
@@ -57,7 +59,8 @@ def boundary_s(cases: Cases, k: Constants) -> Floats:
 def data_s(cases: Cases, k: Constants, parameters: Floats, micro_batches: Floats) -> Floats:
     """Gradient and parameter exchange of a step among data (and context) replicas, seconds before overlap.
 
-    ZeRO 0: one all-reduce. 1: reduce-scatter and all-gather. 2: the reduce-scatter of every micro-batch. 3: parameters are gathered
+    ZeRO 0: one all-reduce. 1: reduce-scatter and all-gather. 2: the reduce-scatter of every micro-batch. 3: parameters are
+    gathered
     twice and gradients scattered once per micro-batch (Rajbhandari et al. 2020); with a
     pipeline the gathered parameters stay for the step, as torchtitan does it.
     """

@@ -1,6 +1,7 @@
 """Time of one layer, of the ends of the model and of the optimizer on one GPU: a roofline per operation.
 
-A matrix product of (rows x inner) by (inner x columns) takes flops / (peak * ceiling * tile-and-wave share * inner ramp * alignment).
+A matrix product of (rows x inner) by (inner x columns) takes flops / (peak * ceiling * tile-and-wave share * inner ramp *
+alignment).
 Tiles and waves: the output is cut into tiles, the tiles run on the multiprocessors in waves, and the last wave is part empty
 (NVIDIA, "Matrix Multiplication Background User's Guide"). Everything that is no matrix product is bytes over memory bandwidth.
 """

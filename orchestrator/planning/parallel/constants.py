@@ -1,7 +1,9 @@
 """The constants of the step-time model: what each means, its physical start, and how the right one is looked up.
 
-`STARTS` holds what data sheets and published micro-benchmarks say (ceilings of matrix products: "MAMF" in stas00/ml-engineering; the
-share of NCCL's rate that is left in training: vTrain, MICRO 2024; bytes and passes counted from the kernels). `fitted.py` holds what
+`STARTS` holds what data sheets and published micro-benchmarks say (ceilings of matrix products: "MAMF" in
+stas00/ml-engineering; the
+share of NCCL's rate that is left in training: vTrain, MICRO 2024; bytes and passes counted from the kernels). `fitted.py`
+holds what
 the rows made of them. A constant may differ by GPU family, by framework family, by both, and by whether a network lies between.
 """
 

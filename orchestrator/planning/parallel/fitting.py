@@ -1,7 +1,9 @@
 """Fitting constants to measured step times: damped Gauss-Newton on log errors, with a pull towards the starting values.
 
-The fit is robust (pseudo-Huber weights: a run that was disturbed does not bend the constants) and regularised (each constant is pulled
-towards its start by a normal prior on its logarithm), so that a constant about which the rows say nothing keeps its physical value.
+The fit is robust (pseudo-Huber weights: a run that was disturbed does not bend the constants) and regularised (each constant
+is pulled
+towards its start by a normal prior on its logarithm), so that a constant about which the rows say nothing keeps its physical
+value.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +38,6 @@ class Fit:
     table: Table
     log_errors: Floats
     """ln(predicted / measured) of the rows it was fitted on."""
-    rounds: int
 
 
 def fit(
@@ -66,8 +67,8 @@ def fit(
         return float(np.sum(weights * huber) / NOISE**2 + np.sum((at / spread) ** 2))
 
     error = errors(offset)
-    best, damping, done = cost(error, offset), 1e-2, 0
-    for done in range(1, rounds + 1):
+    best, damping = cost(error, offset), 1e-2
+    for _round in range(rounds):
         slopes = _slopes(errors, offset, error)
         robust = weights / np.sqrt(1.0 + (error / knee) ** 2) / NOISE**2
         normal = slopes.T @ (slopes * robust[:, None]) + np.diag(1.0 / spread**2)
@@ -84,7 +85,7 @@ def fit(
             damping *= 4.0
         if before - best < 1e-4 * before:
             break
-    return Fit(with_values(table, free, start * np.exp(offset)), error, done)
+    return Fit(with_values(table, free, start * np.exp(offset)), error)
 
 
 NOISE = 0.04

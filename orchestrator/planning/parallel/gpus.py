@@ -74,6 +74,8 @@ GPUS: Mapping[str, GpuType] = {
         _gpu("B300", "B300", (2250, 4500, 13500), (267.7, 8000), 148, nvlink=900, watts=1400, net=800),
         _gpu("GB200", "B200", (2450, 4900, 9800), (184.0, 8000), 152, nvlink=900, domain=72, watts=1200, net=400),
         _gpu("GB300", "B300", (2450, 4900, 14700), (276.0, 8000), 152, nvlink=900, domain=72, watts=1400, net=800),
+        # No accelerator at all: one training process on a few cores, so that the lab's runs can be planned and calibrated too.
+        _gpu("CPU", "CPU", (0.1, 0, 0), (4.0, 10), 2, nvlink=1, domain=1, watts=65, net=10),
         _gpu("MI300X", "MI300X", (1307, 2614, 0), (191.5, 5300), 304, nvlink=448, watts=750, net=400),
     )
 }

@@ -1,7 +1,9 @@
 """How wrong predictions were on rows that the fit had not seen, and the intervals that follow from it.
 
-Split conformal intervals (Vovk et al. 2005): the quantile of ln(measured / predicted) of held-back rows of the same GPU family and
-framework family, widened for small groups; where there are too few rows, of the framework's family on any GPU; for a framework that no
+Split conformal intervals (Vovk et al. 2005): the quantile of ln(measured / predicted) of held-back rows of the same GPU
+family and
+framework family, widened for small groups; where there are too few rows, of the framework's family on any GPU; for a
+framework that no
 row was fitted on, of rows predicted with their whole framework held back.
 """
 

@@ -1,8 +1,10 @@
 """Memory of the fullest rank: training state, activations in flight, buffers, the allocator's reserve and the CUDA context.
 
-State: bytes per parameter are the framework's, sharded by ZeRO (Rajbhandari et al. 2020). Activations: Korthikanti et al. 2022, generalised
+State: bytes per parameter are the framework's, sharded by ZeRO (Rajbhandari et al. 2020). Activations: Korthikanti et al.
+2022, generalised
 to gated feed-forwards and grouped keys; what is kept per layer is counted in bytes per token. First and last stage are both
-evaluated and the fuller one counts. `allocated` is what tensors hold, `reserved` what the allocator has taken, `device` all that is used.
+evaluated and the fuller one counts. `allocated` is what tensors hold, `reserved` what the allocator has taken, `device` all
+that is used.
 """
 
 from dataclasses import dataclass, fields
@@ -15,6 +17,12 @@ from orchestrator.planning.parallel.sizes import block_parameters, stages_of
 
 IN_FLIGHT = (1.0, 1.0, 2.0, 1.0, 0.5, 1.0 / 3.0)
 """By code of SCHEDULES: micro-batches kept by the first stage over those of 1F1B (Qi et al. 2024; 2024b)."""
+
+ROOM = 0.93
+"""Of a GPU's memory, the share that the upper end of a prediction may take when a layout is said to fit. The rest is for what
+steady
+training does not show: spikes when the optimizer is built, fragmentation. Chosen so that no published out-of-memory row is
+said to fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +110,8 @@ def layer_activation_bytes(cases: Cases) -> Floats:
     """What one layer keeps of one micro-batch without recomputation, bytes on one rank.
 
     Per token: inputs and outputs of both norms (8h), query, key, value and attention output, the feed-forward's inner values
-    before and after the activation; without flash attention also dropout masks and the scores, 5 bytes each (softmax in and out, mask).
+    before and after the activation; without flash attention also dropout masks and the scores, 5 bytes each (softmax in and
+    out, mask).
     """
     tokens = cases.micro * cases.seq / cases.cp
     eager = cases.flash <= 0

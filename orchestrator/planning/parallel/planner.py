@@ -6,6 +6,7 @@ Pure functions over the tables of `fitted.py`: no I/O, no clock, no randomness; 
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from orchestrator.domain.errors import BadInput
 from orchestrator.domain.layout import Fits, Layout, Prediction, Recompute
@@ -14,7 +15,7 @@ from orchestrator.planning.parallel.cluster import GpuCluster, PlanJob, check_jo
 from orchestrator.planning.parallel.communication import boundary_s
 from orchestrator.planning.parallel.constants import Constants, resolve
 from orchestrator.planning.parallel.intervals import ends
-from orchestrator.planning.parallel.memory import Memory, memory_of
+from orchestrator.planning.parallel.memory import ROOM, Memory, memory_of
 from orchestrator.planning.parallel.power import capped, goodput_of, node_power_w
 from orchestrator.planning.parallel.search import Limits, cases_of, layout_of, layouts_of
 from orchestrator.planning.parallel.simulate import Chunk, pipeline_s
@@ -57,8 +58,8 @@ class _Evaluated:
     step: StepTime
     total_s: Floats
     memory: Memory
-    fits_yes: Floats
-    fits_tight: Floats
+    fits_yes: NDArray[np.bool_]
+    fits_tight: NDArray[np.bool_]
     low: Floats
     high: Floats
     memory_low: Floats
@@ -66,7 +67,8 @@ class _Evaluated:
 
 
 def predict(job: PlanJob, cluster: GpuCluster, layout: Layout, tables: Tables = FITTED) -> Prediction:
-    """What `layout` will need and do. Raises BadInput where it does not divide the cluster, the batch, the layers or the heads."""
+    """What `layout` will need and do. Raises BadInput where it does not divide the cluster, the batch, the layers or the
+    heads."""
     check_job(job)
     check_layout(job, cluster, layout)
     return _prediction(_evaluate(job, cluster, Limits(fixed=layout), tables), 0, job, cluster)
@@ -75,7 +77,8 @@ def predict(job: PlanJob, cluster: GpuCluster, layout: Layout, tables: Tables = 
 def plan(job: PlanJob, cluster: GpuCluster, limits: Limits | None = None, keep: int = 10, tables: Tables = FITTED) -> Plan:
     """Every layout the job's framework could run on the cluster, the best `keep` of them ranked by predicted step time.
 
-    Raises BadInput where no layout divides, or none fits into memory: one sentence, and the smallest change that would make it possible.
+    Raises BadInput where no layout divides, or none fits into memory: one sentence, and the smallest change that would make
+    it possible.
     """
     check_job(job)
     limits = limits or Limits()
@@ -100,6 +103,7 @@ def plan(job: PlanJob, cluster: GpuCluster, limits: Limits | None = None, keep: 
 def check_layout(job: PlanJob, cluster: GpuCluster, layout: Layout) -> None:
     """Raises BadInput, with the way out, for a layout that cannot be run."""
     software, shape = software_of(job.framework), job.shape
+    at_once = layout.data * layout.micro_sequences
     rules = (
         (
             layout.gpus != cluster.gpus,
@@ -117,9 +121,9 @@ def check_layout(job: PlanJob, cluster: GpuCluster, layout: Layout) -> None:
             f"choose pipeline {shape.layers} or less",
         ),
         (
-            job.global_sequences % (layout.data * layout.micro_sequences),
-            f"a batch of {job.global_sequences} sequences does not divide by data {layout.data} x micro-batch {layout.micro_sequences}",
-            f"use a batch of {-(-job.global_sequences // (layout.data * layout.micro_sequences)) * layout.data * layout.micro_sequences}",
+            job.global_sequences % at_once,
+            f"{job.global_sequences} sequences do not divide by data {layout.data} x micro-batch {layout.micro_sequences}",
+            f"use a batch of {-(-job.global_sequences // at_once) * at_once}",
         ),
         (
             layout.pipeline > 1 and layout.zero >= 2 and not software.pipeline_zero3,
@@ -152,7 +156,8 @@ def _evaluate(job: PlanJob, cluster: GpuCluster, limits: Limits, tables: Tables)
     layouts = layouts_of(job, cluster, limits)
     if not layouts:
         raise BadInput(
-            f"no layout divides {cluster.gpus} GPUs, {job.shape.layers} layers, {job.shape.heads} heads and a batch of {job.global_sequences}",
+            f"no layout divides {cluster.gpus} GPUs, {job.shape.layers} layers, {job.shape.heads} heads "
+            f"and a batch of {job.global_sequences}",
             f"use a batch that {cluster.gpus} divides, such as {-(-job.global_sequences // cluster.gpus) * cluster.gpus}",
         )
     cases = capped(cases_of(layouts, job, cluster), cluster)
@@ -163,7 +168,7 @@ def _evaluate(job: PlanJob, cluster: GpuCluster, limits: Limits, tables: Tables)
     memory_low, memory_high = ends(cases, tables.memory_intervals)
     device = np.broadcast_to(memory.device_bytes, size)
     room = np.broadcast_to(cases.memory, size)
-    yes = device * memory_high <= room
+    yes = device * memory_high <= room * ROOM
     return _Evaluated(
         layouts=layouts,
         cases=cases,
@@ -179,7 +184,7 @@ def _evaluate(job: PlanJob, cluster: GpuCluster, limits: Limits, tables: Tables)
     )
 
 
-def _fitting(job: PlanJob, cluster: GpuCluster, limits: Limits, tables: Tables) -> Floats:
+def _fitting(job: PlanJob, cluster: GpuCluster, limits: Limits, tables: Tables) -> NDArray[np.bool_]:
     if not layouts_of(job, cluster, limits):
         return np.zeros(1, dtype=bool)
     return _evaluate(job, cluster, limits, tables).fits_yes
@@ -201,7 +206,8 @@ def _nothing_fits(found: _Evaluated, job: PlanJob, cluster: GpuCluster) -> str:
     least = int(np.argmin(device))
     return (
         f"no layout of this model fits {cluster.nodes} nodes of {cluster.gpus_per_node} {cluster.gpu.name}: the leanest "
-        f"({layout_of(found.layouts[least])}) needs {device[least] / 2**30:.0f} GiB of {cluster.gpu.memory_gib:.0f} GiB on its fullest GPU"
+        f"({layout_of(found.layouts[least])}) needs {device[least] / 2**30:.0f} GiB of "
+        f"{cluster.gpu.memory_gib:.0f} GiB on its fullest GPU"
     )
 
 

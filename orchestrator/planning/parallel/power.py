@@ -1,7 +1,9 @@
 """Power, power caps, energy, and the share of time that failures leave.
 
-Node power: a DGX H100 under compute-heavy training draws about 76 % of its rating (arXiv 2412.08602); the rest of the time it draws
-between that and idle, by what the GPUs wait for. Cap: a GPU's dynamic power goes with about the 2.4th power of its clock, and matrix
+Node power: a DGX H100 under compute-heavy training draws about 76 % of its rating (arXiv 2412.08602); the rest of the time it
+draws
+between that and idle, by what the GPUs wait for. Cap: a GPU's dynamic power goes with about the 2.4th power of its clock, and
+matrix
 products and attention with the clock. Failures: Young 1974 and Daly 2006 for the interval, exponential failures for the share.
 """
 
@@ -58,6 +60,6 @@ def goodput_of(cluster: GpuCluster, state_bytes: float) -> tuple[float, float]:
     if rate <= 0:
         return 1.0, float("inf")
     every_s = float(np.sqrt(2.0 * write_s / rate))
-    # Mean wall-clock time to get `every_s` seconds of work and its checkpoint done when failures come at `rate` (Daly 2006, eq. 13).
+    # Mean wall-clock time to get `every_s` seconds of work and a checkpoint done, failures coming at `rate` (Daly 2006, eq. 13).
     needed_s = np.exp(rate * cluster.restart_s) / rate * np.expm1(rate * (every_s + write_s))
     return float(every_s / needed_s), every_s

@@ -10,6 +10,7 @@ from orchestrator.planning.parallel.cases import Floats
 from orchestrator.planning.parallel.constants import Table, resolve
 from orchestrator.planning.parallel.intervals import quantiles_of
 from orchestrator.planning.parallel.memory import with_recompute
+from orchestrator.planning.parallel.scoring import source_name
 from orchestrator.planning.parallel.step_time import step_time
 from orchestrator.planning.parallel.study import (
     Study,
@@ -30,8 +31,31 @@ class Refit:
     study: Study
     tables: Tables
     log_step: Floats
-    """ln(predicted / measured) of every row, predicted by a fit that had not seen its configuration; nan without a measured time."""
+    """ln(predicted / measured) of every row, predicted by a fit that had not seen its configuration; nan without a measured
+    time."""
     log_memory: Floats
+
+    @property
+    def step_rows(self) -> int:
+        """Rows with a measured step time."""
+        return int(np.isfinite(self.study.step_s).sum())
+
+    def step_points(self) -> dict[str, tuple[list[float], list[float]]]:
+        """Source → measured and held-back predicted step times, seconds."""
+        return self._points(self.study.step_s, self.log_step)
+
+    def memory_points(self) -> dict[str, tuple[list[float], list[float]]]:
+        """Source → measured and held-back predicted memory, GiB."""
+        return self._points(self.study.memory_bytes / 2**30, self.log_memory)
+
+    def _points(self, measured: Floats, log_error: Floats) -> dict[str, tuple[list[float], list[float]]]:
+        names = np.array([source_name(row) for row in self.study.rows])
+        found = {}
+        for name in sorted(set(names.tolist())):
+            part = (names == name) & np.isfinite(log_error)
+            if np.any(part):
+                found[name] = (measured[part].tolist(), (measured[part] * np.exp(log_error[part])).tolist())
+        return found
 
 
 def refit(rows: Iterable[RunRow]) -> Refit:
@@ -69,9 +93,11 @@ def as_module(done: Refit, date: str, command: str) -> str:
     memory_rows = int(np.isfinite(done.study.memory_bytes).sum())
     head = (
         f'"""Fitted on {date} to {rows} measured step times and {memory_rows} measured memories; written by `{command}`.\n\n'
-        "Method: `fitting.py` (robust, regularised least squares on log errors) from the starts in `constants.py`; what each constant means\n"
-        "stands there and in `memory.py`. Intervals: `intervals.py`, from rows held back by configuration in five folds. Do not edit by hand.\n"
-        '"""\n\nfrom orchestrator.planning.parallel.constants import Table\nfrom orchestrator.planning.parallel.intervals import Quantiles\n'
+        "Method: `fitting.py` (robust, regularised least squares on log errors) from the starts in `constants.py`; what each\n"
+        "constant means stands there and in `memory.py`. Intervals: `intervals.py`, from rows held back by configuration\n"
+        'in five folds. Do not edit by hand.\n"""\n\n'
+        "from orchestrator.planning.parallel.constants import Table\n"
+        "from orchestrator.planning.parallel.intervals import Quantiles\n"
     )
     parts = [
         _table("STEP_TIME", done.tables.step_time),

@@ -1,7 +1,11 @@
-"""From a row of a table of runs to a case: what a row leaves out is filled from stated rules, or the row is out of scope and says why."""
+"""From a row of a table of runs to a case: what a row leaves out is filled from stated rules, or the row is out of scope and
+says why."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from orchestrator.domain.errors import BadInput
 from orchestrator.domain.run_row import RunInputs
 from orchestrator.planning.parallel.cases import RECOMPUTE, SCHEDULES, Case
 from orchestrator.planning.parallel.gpus import GpuType, find_gpu
@@ -55,7 +59,7 @@ def case_of(run: RunInputs) -> RowCase | OutOfScope:
 
 
 def _complete(run: RunInputs, gpu: GpuType, software: Software, dp: int) -> RowCase | OutOfScope:
-    assert run.hidden and run.heads and run.layers and run.seq_len and run.n_gpus and run.global_batch  # noqa: S101 - checked by the caller
+    assert run.hidden and run.heads and run.layers and run.seq_len and run.n_gpus and run.global_batch  # noqa: S101 - checked
     low = precision_code(run.precision)
     if low is None:
         return OutOfScope(f"unknown precision {run.precision}")
@@ -111,13 +115,45 @@ def _complete(run: RunInputs, gpu: GpuType, software: Software, dp: int) -> RowC
 
 
 def _assumed_chunks(run: RunInputs, software: Software) -> int:
-    """Virtual stages where a source leaves them out: Megatron's descendants interleave as a rule, so the most that divide, up to 6."""
+    """Virtual stages where a source leaves them out: Megatron's descendants interleave as a rule, so the most that divide, up
+    to 6."""
     pp = run.pp or 1
     if pp == 1 or not software.interleaves or schedule_of(run.framework) != "1f1b" or not run.layers:
         return 1
     layers = run.layers if run.layers % pp == 0 else run.layers + 2
     share = layers // pp if layers % pp == 0 else 1
     return max(v for v in range(1, 7) if share % v == 0)
+
+
+def inputs_of_job(job: Mapping[str, Any], gpu: str) -> RunInputs:
+    """A run of this project's own engine, from its job as JSON. Raises BadInput for a job without a model or a batch."""
+    model, batch, layout = job.get("model"), job.get("batch"), job.get("layout") or {}
+    if not model or not batch:
+        raise BadInput(f"job {job.get('name')} runs a command, not a model", "calibrate with a run that trains a model")
+    pipeline, data = layout.get("pipeline", 1), layout.get("data", 1)
+    return RunInputs(
+        gpu=gpu,
+        framework="rackray",
+        model=str(job.get("name", "")),
+        layers=model["layers"],
+        hidden=model["d_model"],
+        heads=model["heads"],
+        ffn_hidden=model["d_ff"],
+        vocab=model["vocabulary"],
+        seq_len=batch["sequence_tokens"],
+        gated_mlp=False,
+        n_gpus=pipeline * data,
+        gpus_per_node=job.get("ranks_per_node", 1),
+        dp=data,
+        tp=1,
+        pp=pipeline,
+        cp=1,
+        zero_stage=layout.get("zero", 1),
+        micro_batch=batch["micro_sequences"],
+        global_batch=batch["global_sequences"],
+        act_ckpt="none",
+        precision=str(job.get("precision", "fp32")),
+    )
 
 
 def precision_code(precision: str | None) -> int | None:

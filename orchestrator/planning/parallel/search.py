@@ -1,6 +1,6 @@
 """Every layout a framework could run on a cluster, as columns.
 
-What is enumerated: tensor degrees up to the NVLink domain that divide the heads, pipelines that divide the layers (or layers + 2),
+What is enumerated: tensor degrees up to the NVLink domain that divide the heads, pipelines that divide the layers (or those + 2),
 virtual stages, context degrees for long sequences, ZeRO stages, micro-batches that divide the batch, recomputation, offload.
 """
 

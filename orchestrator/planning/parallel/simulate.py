@@ -1,4 +1,5 @@
-"""A pipeline played out event by event: every forward and backward of every micro-batch on every rank, with the sends between them.
+"""A pipeline played out event by event: every forward and backward of every micro-batch on every rank, with the sends between
+them.
 
 The closed form in `step_time.py` assumes a steady beat; with unequal first and last stages and few micro-batches the beat is not
 steady. The order of work is Megatron's 1F1B, plain or interleaved (Narayanan et al. 2021, section 2.2).

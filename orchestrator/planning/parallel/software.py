@@ -1,7 +1,8 @@
 """Training frameworks as the planner sees them: which fitted constants they share and what they keep in memory.
 
 A framework's name is free text in tables of runs; `software_of` maps it to a family by words in the name. Families differ in
-kernels (fused or eager, flash attention or materialised scores), overlap and state bytes; the numbers are fitted in `constants.py`.
+kernels (fused or eager, flash attention or materialised scores), overlap and state bytes; the numbers are fitted in
+`constants.py`.
 """
 
 from collections.abc import Mapping
@@ -25,7 +26,8 @@ class Software:
     """Cross entropy without a whole fp32 copy of the logits."""
     default_zero: int = 1
     default_recompute: str = "none"
-    """What is assumed when a source does not say (with flash attention NVIDIA's recipes recompute nothing); "auto": what memory forces to."""
+    """What is assumed when a source does not say (with flash attention NVIDIA's recipes recompute nothing); "auto": what
+    memory forces to."""
     parameter_bytes: float = 2.0
     gradient_bytes: float = 4.0
     optimizer_bytes: float = 12.0

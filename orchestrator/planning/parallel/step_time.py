@@ -1,6 +1,7 @@
 """The step time of many layouts at once, term by term; the terms add up to the total.
 
-Pipeline: with stages of time t_i per micro-batch, a 1F1B step of m micro-batches takes m * max(t) + (sum(t) - max(t)) / v, v the virtual
+Pipeline: with stages of time t_i per micro-batch, a 1F1B step of m micro-batches takes m * max(t) + (sum(t) - max(t)) / v, v
+the virtual
 stages per rank (Narayanan et al. 2021); zero-bubble schedules keep a share of the second part (Qi et al. 2024).
 """
 
@@ -86,7 +87,8 @@ def step_time(cases: Cases, k: Constants) -> StepTime:
 
 
 def held_layer_s(cases: Cases, k: Constants) -> tuple[Floats, Floats, Floats]:
-    """Seconds per micro-batch of one layer, of the embedding and of the loss, as the terms of `step_time` have them before `pace`."""
+    """Seconds per micro-batch of one layer, of the embedding and of the loss, as the terms of `step_time` have them before
+    `pace`."""
     layer = layer_time(cases, k)
     held = _soft_max(layer.busy_s + tensor_s(cases, k) + context_s(cases, k), layer.floor_s)
     return held, embedding_s(cases, k), loss_s(cases, k)

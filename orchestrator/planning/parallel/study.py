@@ -189,7 +189,8 @@ def baseline_errors(study: Study, fold: NDArray[np.intp], group: Sequence[str]) 
 
 
 def ideal_s(cases: Cases) -> Floats:
-    """Seconds of a step at the GPUs' full rate: 6 FLOPs per parameter and token, causal attention, one more pass where all is recomputed."""
+    """Seconds of a step at the GPUs' full rate: 6 FLOPs per parameter and token, causal attention, one more pass where all is
+    recomputed."""
     tokens = cases.global_batch * cases.seq
     weights = model_parameters(cases)
     flops = tokens * (6.0 * weights + 6.0 * cases.layers * cases.hidden * cases.seq)

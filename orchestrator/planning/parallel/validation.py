@@ -11,7 +11,7 @@ from orchestrator.planning.parallel.cases import Floats
 from orchestrator.planning.parallel.constants import Table, resolve
 from orchestrator.planning.parallel.fitted import MEMORY, MEMORY_INTERVALS, STEP_TIME, STEP_TIME_INTERVALS
 from orchestrator.planning.parallel.intervals import Quantiles, ends
-from orchestrator.planning.parallel.memory import memory_of, with_recompute
+from orchestrator.planning.parallel.memory import ROOM, memory_of, with_recompute
 from orchestrator.planning.parallel.scoring import Score, mean_error, rankings, share, source_name
 from orchestrator.planning.parallel.step_time import step_time
 from orchestrator.planning.parallel.study import Study, baseline_errors, comparable_memory, folds_of, study_of
@@ -41,6 +41,8 @@ class Predicted:
     memory_bytes: Floats
     """Of the kind that the row's source measures."""
     device_bytes: Floats
+    lean_bytes: Floats
+    """The same with full recomputation where the row does not say what is recomputed."""
     memory_low: Floats
     memory_high: Floats
 
@@ -50,12 +52,15 @@ def predict_rows(study: Study, tables: Tables = FITTED) -> Predicted:
     cases = with_recompute(study.cases, tables.memory)
     low, high = ends(cases, tables.step_intervals)
     memory_low, memory_high = ends(cases, tables.memory_intervals)
+    unsaid = np.array([row.inputs.act_ckpt is None for row in study.rows])
+    lean = cases.with_columns(recompute=np.where(unsaid, 2.0, cases.recompute))
     return Predicted(
         step_s=np.broadcast_to(step_time(cases, resolve(tables.step_time, cases)).total_s, (len(study),)),
         low=low,
         high=high,
         memory_bytes=comparable_memory(study.rows, cases, tables.memory),
         device_bytes=memory_of(cases, tables.memory).device_bytes,
+        lean_bytes=memory_of(lean, tables.memory).device_bytes,
         memory_low=memory_low,
         memory_high=memory_high,
     )
@@ -115,8 +120,8 @@ def _score(
     ranked = rankings(rows, step_s[part], study.step_s[part])
     inside = (study.step_s >= step_s * predicted.low) & (study.step_s <= step_s * predicted.high)
     gpu_bytes = np.broadcast_to(study.cases.memory, (len(study),))
-    says_fits = predicted.device_bytes * predicted.memory_high <= gpu_bytes
-    says_not = predicted.device_bytes * predicted.memory_low > gpu_bytes
+    says_fits = predicted.device_bytes * predicted.memory_high <= gpu_bytes * ROOM
+    says_not = predicted.lean_bytes * predicted.memory_low > gpu_bytes
     failed = np.array([row.measured.out_of_memory for row in study.rows])
     return Score(
         source=name,

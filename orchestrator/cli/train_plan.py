@@ -1,0 +1,195 @@
+"""`rackray train plan` and `rackray train calibrate`: which layout to train with, and the planner set right by one's own runs."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from orchestrator import wiring
+from orchestrator.cli.output import print_json, print_table
+from orchestrator.domain.errors import BadInput
+from orchestrator.domain.layout import Fits, Prediction
+from orchestrator.domain.run_row import RunMeasured, RunRow
+from orchestrator.planning.parallel.calibration import SKIPPED_STEPS, calibrate, calibrated
+from orchestrator.planning.parallel.cluster import GpuCluster, PlanJob, cluster_by_hand, cluster_of, plan_job_of, shape_of
+from orchestrator.planning.parallel.planner import Plan, plan
+from orchestrator.planning.parallel.rows import inputs_of_job
+from orchestrator.planning.parallel.validation import FITTED, Tables
+
+CAP_SHARES = (1.0, 0.9, 0.8, 0.7, 0.6)
+"""Power caps that `--objective energy` tries, as shares of the GPU's rating."""
+
+
+@click.command("plan")
+@click.argument("job", type=click.Path(path_type=Path))
+@click.option("--spec", type=click.Path(path_type=Path), help="The cluster's spec; or say --gpu.")
+@click.option("--gpu", help="GPU type, such as H100-80G, where there is no spec.")
+@click.option("--gpus-per-node", type=click.IntRange(min=1), default=8, show_default=True, help="With --gpu.")
+@click.option("--nodes", type=click.IntRange(min=1), help="Nodes to plan for. Left out: the job's.")
+@click.option("--network-gbit", type=click.FloatRange(min=1), help="Gbit/s per node. Left out: the vendor's reference system.")
+@click.option("--preset", help="A published model shape instead of the job's, such as llama-70b.")
+@click.option(
+    "--framework", default="rackray", show_default=True, help="Whose layouts: rackray, megatron-core, nemo, torchtitan, ..."
+)
+@click.option("--precision", help="bf16, fp16, fp32, fp8 or fp4. Left out: the job's.")
+@click.option("--power-cap", type=click.FloatRange(min=50), help="Watts per GPU.")
+@click.option("--objective", type=click.Choice(("time", "energy")), default="time", show_default=True, help="What is made small.")
+@click.option("--top", type=click.IntRange(min=1, max=100), default=5, show_default=True, help="Layouts to show.")
+@click.option("--explain", is_flag=True, help="Term by term, and why not the others.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="With --explain: a picture of the terms (PNG).")
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def plan_layouts(job: Path, preset: str | None, framework: str, precision: str | None, **rest: Any) -> int:
+    """Which layout to train JOB with: every one that divides, ranked by predicted time, with intervals. Changes nothing."""
+    loaded = wiring.load_job(job)
+    shape = shape_of(loaded.job, preset)
+    asked = plan_job_of(loaded.job, shape, precision, framework)
+    tables = _tables()
+    found = _best_plan(asked, _cluster(loaded.job.nodes, rest), rest["objective"], rest["top"], tables)
+    if rest["explain"] and rest["output"]:
+        wiring.planner_files().draw_terms(rest["output"], f"{job.name}: seconds per step", *_bars(found))
+    if rest["as_json"]:
+        print_json(_as_data(found))
+        return 0
+    _tell(found)
+    if rest["explain"]:
+        _explain(found)
+    return 0
+
+
+@click.command("calibrate")
+@click.argument("runs", nargs=-1, required=True)
+@click.option("--gpu", default="", help="GPU type the runs ran on. Required for runs of this cluster; a CSV file states it.")
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def calibrate_planner(runs: tuple[str, ...], gpu: str, as_json: bool) -> int:
+    """Set the planner right by measured RUNS: ids of this cluster's runs, or CSV files with the planner's columns.
+
+    Writes planner.json into RACKRAY_HOME; `rackray train plan` uses it from then on.
+    """
+    rows: list[RunRow] = []
+    for name in runs:
+        rows += wiring.read_run_rows(Path(name)) if name.endswith(".csv") else [_row_of_run(name, gpu)]
+    found = calibrate(rows)
+    path = wiring.home() / "planner.json"
+    wiring.planner_files().write_json(path, {"values": found.values, "intervals": found.intervals, "runs": found.runs})
+    if as_json:
+        print_json(asdict(found))
+        return 0
+    before, after = 100 * found.error_before, 100 * found.error_after
+    click.echo(f"{found.runs} runs: mean error of step time {before:.1f}% before, {after:.1f}% after; written to {path}")
+    return 0
+
+
+def _row_of_run(run_id: str, gpu: str) -> RunRow:
+    """A run of this cluster as a row: its job's shape and layout, and the median of its step times."""
+    views = wiring.open_views(wiring.home())
+    run = {run.id: run for run in views.run_records()}.get(run_id)
+    if run is None:
+        raise BadInput(f"there is no run {run_id}", "`rackray train list` shows all; a CSV file's name ends in .csv")
+    if not gpu:
+        raise BadInput(f"on which GPU did {run_id} run?", "say --gpu, such as --gpu H100-80G, or --gpu CPU")
+    step_s, _ = wiring.planner_files().measured_steps(views.progress_lines(run_id), SKIPPED_STEPS)
+    if step_s is None:
+        raise BadInput(f"{run_id} reported no step", "calibrate with a run that trained")
+    return RunRow(run_id, "own runs", inputs_of_job(run.job, gpu), RunMeasured(step_s=step_s))
+
+
+def _tables() -> Tables:
+    values, intervals = wiring.planner_files().read_calibration(wiring.home() / "planner.json")
+    return calibrated(FITTED, values, intervals) if values else FITTED
+
+
+def _cluster(job_nodes: int, options: dict[str, Any]) -> GpuCluster:
+    nodes, network = options["nodes"] or job_nodes, options["network_gbit"]
+    if options["gpu"]:
+        cluster = cluster_by_hand(options["gpu"], nodes, options["gpus_per_node"], network)
+    elif options["spec"]:
+        cluster = cluster_of(wiring.load_spec(options["spec"]).spec, nodes, network)
+    else:
+        raise BadInput("for which cluster?", "say --spec SPEC, or --gpu with --gpus-per-node and --nodes")
+    return replace(cluster, gpu_power_cap_w=options["power_cap"]) if options["power_cap"] else cluster
+
+
+def _best_plan(job: PlanJob, cluster: GpuCluster, objective: str, top: int, tables: Tables) -> Plan:
+    if objective == "time":
+        return plan(job, cluster, keep=top, tables=tables)
+    caps = [cluster.gpu.power_w * share for share in CAP_SHARES]
+    plans = [plan(job, replace(cluster, gpu_power_cap_w=cap), keep=top, tables=tables) for cap in caps]
+    return min(plans, key=lambda found: found.best.energy_kwh_per_step)
+
+
+def _tell(found: Plan) -> None:
+    cluster, best = found.cluster, found.best
+    cap = f", capped at {cluster.gpu_power_cap_w:.0f} W per GPU" if cluster.gpu_power_cap_w else ""
+    click.echo(
+        f"{found.considered} layouts on {cluster.nodes} x {cluster.gpus_per_node} {cluster.gpu.name}{cap}: "
+        f"{found.fitting} fit, {found.tight} are tight"
+    )
+    if best.fits is not Fits.YES:
+        click.echo("none fits for certain: try the first with a few steps before relying on it", err=True)
+    headers = ("layout", "step s", "90% of runs", "tokens/s", "MFU", "GiB", "fits", "kW/node")
+    print_table(headers, [_line(prediction) for prediction in found.ranked])
+    seconds = found.job.steps * best.step_s / best.goodput
+    energy = found.job.steps * best.energy_kwh_per_step / best.goodput
+    click.echo(
+        f"{found.job.steps} steps take {seconds / 86_400:.2f} days and {energy:,.1f} kWh; {100 * best.goodput:.1f}% "
+        f"of the time is kept when a checkpoint is written every {best.checkpoint_every_s / 60:.0f} min"
+    )
+
+
+def _line(row: Prediction) -> tuple[str, ...]:
+    return (
+        str(row.layout),
+        f"{row.step_s:.3f}",
+        f"{row.step_low_s:.3f}-{row.step_high_s:.3f}",
+        f"{row.tokens_per_s:,.0f}",
+        f"{100 * row.mfu:.1f}%",
+        f"{row.memory_bytes / 2**30:.1f}",
+        str(row.fits),
+        f"{row.node_power_w / 1000:.1f}",
+    )
+
+
+def _explain(found: Plan) -> None:
+    best = found.best
+    click.echo("\nwhere the time goes, seconds per step:")
+    print_table(
+        ("term", *(f"#{i + 1}" for i in range(len(found.ranked)))),
+        [(name, *(f"{row.terms_s[name]:.3f}" for row in found.ranked)) for name in best.terms_s]
+        + [("total", *(f"{row.step_s:.3f}" for row in found.ranked))],
+    )
+    click.echo("\nmemory of the fullest GPU, GiB:")
+    print_table(("part", "#1"), [(name, f"{size / 2**30:.2f}") for name, size in best.memory_parts_bytes.items()])
+    click.echo("\nwhy not the others:")
+    for what, other in found.alternatives:
+        if other is not None:
+            click.echo(f"  {what}: {_why_not(best, other)}")
+
+
+def _why_not(best: Prediction, other: Prediction) -> str:
+    if other.fits is not Fits.YES:
+        verdict = "may not fit" if other.fits is Fits.TIGHT else "does not fit"
+        return f"{verdict}: needs {other.memory_bytes / 2**30:.0f} of {other.gpu_memory_bytes / 2**30:.0f} GiB ({other.layout})"
+    slower = other.step_s / best.step_s - 1.0
+    grown = max(best.terms_s, key=lambda name: other.terms_s[name] - best.terms_s[name])
+    more = other.terms_s[grown] - best.terms_s[grown]
+    return f"{100 * slower:+.1f}% step time, most of it {grown.replace('_', ' ')} (+{more:.3f} s) with {other.layout}"
+
+
+def _bars(found: Plan) -> tuple[list[str], dict[str, list[float]]]:
+    return [str(row.layout) for row in found.ranked], {
+        name: [row.terms_s[name] for row in found.ranked] for name in found.best.terms_s
+    }
+
+
+def _as_data(found: Plan) -> dict[str, Any]:
+    return {
+        "considered": found.considered,
+        "fitting": found.fitting,
+        "tight": found.tight,
+        "gpus": found.cluster.gpus,
+        "gpu": found.cluster.gpu.name,
+        "power_cap_w": found.cluster.gpu_power_cap_w,
+        "ranked": [asdict(row) for row in found.ranked],
+        "alternatives": {what: None if other is None else asdict(other) for what, other in found.alternatives},
+    }

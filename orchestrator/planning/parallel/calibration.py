@@ -1,0 +1,86 @@
+"""Recalibration from the operator's own runs: a few constants of one GPU and framework, fitted to measured step times.
+
+Only what a handful of runs can tell is free: the overall pace, the host's launch rate, the fixed time of a step, the network.
+Priors keep
+a constant where the runs say nothing about it. The interval afterwards is that of the runs' own residuals, never narrower
+than 5 %.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from orchestrator.domain.errors import BadInput
+from orchestrator.domain.run_row import RunRow
+from orchestrator.planning.parallel.cases import Floats
+from orchestrator.planning.parallel.constants import Table, resolve
+from orchestrator.planning.parallel.fitting import Free, fit
+from orchestrator.planning.parallel.memory import with_recompute
+from orchestrator.planning.parallel.step_time import step_time
+from orchestrator.planning.parallel.study import study_of
+from orchestrator.planning.parallel.validation import FITTED, Tables
+
+SPREADS: Mapping[str, float] = {"pace": 3.0, "launch_s": 0.7, "step_fixed_s": 1.0, "network_reach": 0.7, "nvlink_reach": 0.5}
+LEAST_WIDTH = 0.05
+SKIPPED_STEPS = 0.2
+"""Share of a run's first reports that are left out: warm-up, compilation, caches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What the runs changed."""
+
+    values: Mapping[str, Mapping[str, float]]
+    """Constant → key → new value."""
+    intervals: Mapping[str, tuple[float, float]]
+    runs: int
+    error_before: float
+    """Mean |predicted / measured - 1| with the published constants."""
+    error_after: float
+
+
+def calibrate(rows: Sequence[RunRow], tables: Tables = FITTED) -> Calibration:
+    """Constants that fit the given runs. Raises BadInput where no run can be used, with the reason of the first that cannot."""
+    study = study_of(rows)
+    usable = np.isfinite(study.step_s) if len(study) else np.zeros(0, dtype=bool)
+    if not np.any(usable):
+        why = f": {study.left_out[0][1]}" if study.left_out else ""
+        raise BadInput(
+            f"none of {len(rows)} runs can be used for calibration{why}",
+            "give runs with a measured step time and a stated layout",
+        )
+    cases, measured = with_recompute(study.cases.take(usable), tables.memory), study.step_s[usable]
+    size = len(cases)
+    families, softwares = (np.broadcast_to(np.array(keys), (size,)).tolist() for keys in (cases.families, cases.softwares))
+    keys = sorted(set(zip(families, softwares, strict=True)))
+    free = [Free(name, f"{family}|{software}", spread) for family, software in keys for name, spread in SPREADS.items()]
+
+    def errors(table: Table) -> Floats:
+        return np.log(step_time(cases, resolve(table, cases)).total_s / measured)
+
+    before = errors(tables.step_time)
+    found = fit(tables.step_time, free, errors, np.ones(size), knee=0.2)
+    values: dict[str, dict[str, float]] = {}
+    for item in free:
+        values.setdefault(item.name, {})[item.key] = found.table[item.name][item.key]
+    intervals = {}
+    for family, software in keys:
+        own = found.log_errors[[pair == (family, software) for pair in zip(families, softwares, strict=True)]]
+        width = max(LEAST_WIDTH, 1.64 * float(np.sqrt(np.mean(own**2))) * (1.0 + 2.0 / own.size))
+        intervals[f"{family}|{software}"] = (-width, width)
+    after = float(np.mean(np.abs(np.expm1(found.log_errors))))
+    return Calibration(values, intervals, size, float(np.mean(np.abs(np.expm1(before)))), after)
+
+
+def calibrated(tables: Tables, values: Mapping[str, Mapping[str, float]], intervals: Mapping[str, tuple[float, float]]) -> Tables:
+    """The tables with a calibration's values in the place of the published ones. Raises BadInput for a constant that does not
+    exist."""
+    unknown = sorted(set(values) - set(tables.step_time))
+    if unknown:
+        raise BadInput(
+            f"the calibration names the constant {unknown[0]!r}, which does not exist",
+            "calibrate again: `rackray train calibrate RUNS`",
+        )
+    changed = {name: {**row, **values.get(name, {})} for name, row in tables.step_time.items()}
+    return Tables(changed, tables.memory, {**tables.step_intervals, **intervals}, tables.memory_intervals)
