@@ -24,7 +24,7 @@ from orchestrator.planning.parallel.software import software_of
 from orchestrator.planning.parallel.step_time import TERMS, StepTime, held_layer_s, step_time
 from orchestrator.planning.parallel.validation import FITTED, Tables
 
-REPLAYED = 8
+REPLAYED = 4
 """Candidates at the top whose pipelines are played event by event before the order is final."""
 GOOD_TRAINING_BYTES = 14.0
 """Of one parameter in a checkpoint: 16-bit weights and fp32 master, two moments."""

@@ -8,7 +8,7 @@ steady. The order of work is Megatron's 1F1B, plain or interleaved (Narayanan et
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-MOST_MICRO_BATCHES_PER_STAGE = 6
+MOST_MICRO_BATCHES_PER_STAGE = 3
 """Beyond this many micro-batches per stage the beat is steady: the rest is extrapolated from the last whole round."""
 
 

@@ -184,6 +184,8 @@ def baseline_errors(study: Study, fold: NDArray[np.intp], group: Sequence[str]) 
         others = usable & (keys == keys[i]) & (fold != fold[i])
         if not np.any(others):
             others = usable & (fold != fold[i])
+        if not np.any(others):
+            continue  # a single configuration: nothing is left to fit a constant on
         found[i] = log_ideal[i] - np.median(log_ideal[others])
     return found
 

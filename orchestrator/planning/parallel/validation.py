@@ -80,7 +80,7 @@ def validate(rows: Iterable[RunRow], tables: Tables = FITTED) -> Validation:
     study = study_of(rows)
     if not len(study):
         reasons = _reasons(study)
-        return Validation((), reasons)
+        return Validation(tuple(_empty(name, sum(counts.values())) for name, counts in sorted(reasons.items())), reasons)
     predicted = predict_rows(study, tables)
     log_step = np.log(predicted.step_s / study.step_s)
     log_memory = np.log(predicted.memory_bytes / study.memory_bytes)

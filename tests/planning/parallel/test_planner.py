@@ -1,0 +1,185 @@
+"""The planner's answers: terms that add up, layouts that divide, and one sentence when nothing does."""
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from model.shape import PRESETS, TransformerShape, state_bytes_per_rank
+from orchestrator.domain.errors import BadInput
+from orchestrator.domain.layout import Fits, Layout, Recompute
+from orchestrator.planning.parallel.cluster import PlanJob, cluster_by_hand
+from orchestrator.planning.parallel.constants import resolve
+from orchestrator.planning.parallel.fitted import STEP_TIME
+from orchestrator.planning.parallel.memory import memory_of
+from orchestrator.planning.parallel.planner import plan, predict
+from orchestrator.planning.parallel.power import clock_share, goodput_of
+from orchestrator.planning.parallel.search import Limits, cases_of, layouts_of
+from orchestrator.planning.parallel.sizes import model_parameters, stages_of
+from orchestrator.planning.parallel.step_time import step_time
+from orchestrator.planning.parallel.validation import FITTED
+
+
+def a_job(preset: str = "llama-8b", batch: int = 512, framework: str = "megatron-core", tokens: int = 8192) -> PlanJob:
+    return PlanJob(shape=PRESETS[preset], global_sequences=batch, sequence_tokens=tokens, steps=1000, framework=framework)
+
+
+def test_terms_add_up_to_the_step_and_the_interval_holds_it() -> None:
+    for found in plan(a_job(), cluster_by_hand("H100", 4), keep=10).ranked:
+        assert sum(found.terms_s.values()) == pytest.approx(found.step_s, rel=1e-9)
+        assert found.step_low_s < found.step_s < found.step_high_s
+        assert found.memory_low_bytes < found.memory_bytes < found.memory_high_bytes
+
+
+def test_every_ranked_layout_divides_the_cluster_and_the_batch_and_the_best_comes_first() -> None:
+    job, cluster = a_job(), cluster_by_hand("H100", 4)
+    ranked = plan(job, cluster, keep=20).ranked
+    for found in ranked:
+        layout = found.layout
+        assert layout.gpus == cluster.gpus
+        assert job.global_sequences % (layout.data * layout.micro_sequences) == 0
+        assert job.shape.heads % layout.tensor == 0
+        assert found.fits is Fits.YES
+    assert ranked[0].step_s == min(found.step_s for found in ranked[:4])
+
+
+def test_the_same_question_has_the_same_answer() -> None:
+    assert plan(a_job(), cluster_by_hand("H100", 2)) == plan(a_job(), cluster_by_hand("H100", 2))
+
+
+def test_deepspeed_pipelines_with_zero_0_and_1_only() -> None:
+    job, cluster = a_job(framework="rackray"), cluster_by_hand("H100", 2)
+    stages = {(pipeline > 1, zero) for _, _, pipeline, _, _, zero, *_ in layouts_of(job, cluster, Limits())}
+    assert {zero for piped, zero in stages if piped} == {0, 1}
+    assert {zero for piped, zero in stages if not piped} == {0, 1, 2, 3}
+    with pytest.raises(BadInput, match="a pipeline excludes ZeRO-3"):
+        predict(job, cluster, Layout(data=8, pipeline=2, zero=3))
+
+
+@pytest.mark.parametrize(
+    ("layout", "says"),
+    [
+        (Layout(data=3, tensor=2), "6 GPUs and the cluster has 16"),
+        (Layout(data=16, micro_sequences=3), "do not divide by data 16 x micro-batch 3"),
+        (Layout(data=16, pipeline=1, micro_sequences=64), "do not divide"),
+    ],
+)
+def test_a_layout_that_does_not_divide_is_refused_in_one_sentence(layout: Layout, says: str) -> None:
+    with pytest.raises(BadInput, match=says) as refused:
+        predict(a_job(), cluster_by_hand("H100", 2), layout)
+    assert refused.value.hint
+
+
+def test_a_model_that_fits_nowhere_names_the_smallest_change() -> None:
+    with pytest.raises(BadInput, match="no layout of this model fits 1 nodes") as refused:
+        plan(a_job("gpt3-175b", batch=64, tokens=2048), cluster_by_hand("A100-80G", 1))
+    more = int(refused.value.hint.split()[1])
+    assert 1 <= more <= 63
+    assert plan(a_job("gpt3-175b", batch=64 * (more + 1), tokens=2048), cluster_by_hand("A100-80G", 1 + more)).ranked
+
+
+def test_an_unknown_gpu_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(BadInput, match="unknown GPU 'H9000'") as refused:
+        cluster_by_hand("H9000", 1)
+    assert "H100-80G" in refused.value.hint
+
+
+def test_parameters_are_those_of_the_one_home() -> None:
+    for name, shape in PRESETS.items():
+        job = PlanJob(shape=shape, global_sequences=8, sequence_tokens=shape.positions, steps=1)
+        cases = cases_of([(8, 1, 1, 1, 1, 0, 1, 0, 0)], job, cluster_by_hand("H100", 1))
+        assert float(model_parameters(cases)[0]) == shape.parameters().total, name
+
+
+def test_the_fullest_stage_is_never_below_the_even_share() -> None:
+    shape = PRESETS["llama-70b"]
+    job = PlanJob(shape=shape, global_sequences=64, sequence_tokens=4096, steps=1)
+    for pipeline in (2, 4, 8):
+        cases = cases_of([(1, 1, pipeline, 1, 1, 0, 1, 0, 0)], job, cluster_by_hand("H100", 1))
+        fullest = float(stages_of(cases).parameters[0])
+        assert shape.parameters().total / pipeline <= fullest
+        assert fullest == pytest.approx(shape.largest_stage_parameters(pipeline), rel=0.01)
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_state_bytes_of_our_engine_are_those_of_the_one_home(zero: int) -> None:
+    shape = PRESETS["gpt2-1.5b"]
+    job = PlanJob(shape=shape, global_sequences=8, sequence_tokens=1024, steps=1)
+    cases = cases_of([(8, 1, 1, 1, 1, zero, 1, 0, 0)], job, cluster_by_hand("H100", 1))
+    tables = {**FITTED.memory, "extra_state_bytes": {"": 0.0}}
+    expected = state_bytes_per_rank(shape.parameters().total, zero_stage=zero, data_ranks=8).total_bytes
+    assert float(memory_of(cases, tables).state_bytes[0]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_recomputation_trades_memory_for_time() -> None:
+    job, cluster = a_job(), cluster_by_hand("H100", 2)
+    kept, again = (predict(job, cluster, Layout(data=16, recompute=word)) for word in (Recompute.NONE, Recompute.FULL))
+    assert again.memory_bytes < kept.memory_bytes
+    assert again.step_s > kept.step_s
+
+
+def test_more_micro_batches_shrink_the_bubble() -> None:
+    cluster = cluster_by_hand("H100", 4)
+    shares = [
+        (found := predict(a_job("llama-70b", batch=batch), cluster, Layout(data=1, tensor=4, pipeline=8))).terms_s["bubble"]
+        / found.step_s
+        for batch in (8, 32, 128)
+    ]
+    assert shares == sorted(shares, reverse=True)
+
+
+def test_a_power_cap_costs_time_and_saves_power() -> None:
+    free, layout = cluster_by_hand("H100", 2), Layout(data=16)
+    capped = replace(free, gpu_power_cap_w=400.0)
+    assert clock_share(free) == 1.0
+    assert 0.5 < clock_share(capped) < 1.0
+    plain, slow = predict(a_job(), free, layout), predict(a_job(), capped, layout)
+    assert slow.step_s > plain.step_s
+    assert slow.node_power_w < plain.node_power_w < free.node_max_w
+
+
+def test_goodput_falls_with_nodes_and_the_interval_is_the_best_one() -> None:
+    few, many = cluster_by_hand("H100", 16), cluster_by_hand("H100", 2048)
+    assert goodput_of(few, 1e12)[0] > goodput_of(many, 1e12)[0] > 0.5
+    assert goodput_of(replace(few, failures_per_node_day=0.0), 1e12) == (1.0, float("inf"))
+
+
+def test_offload_is_the_way_out_for_one_node() -> None:
+    shape = TransformerShape(layers=40, d_model=5120, heads=40, d_ff=20480, vocabulary=50_304, positions=2048)
+    job = PlanJob(shape=shape, global_sequences=16, sequence_tokens=2048, steps=1, framework="deepspeed")
+    cases = [
+        predict(
+            job, cluster_by_hand("A100-40G", 1), Layout(data=8, zero=3, recompute=Recompute.FULL, offload=offload)
+        ).memory_bytes
+        for offload in (False, True)
+    ]
+    assert cases[1] < cases[0]
+
+
+@pytest.mark.slow
+def test_sixteen_thousand_gpus_are_answered_within_a_second() -> None:
+    job = a_job("llama-405b", batch=16_384, tokens=8192)
+    cluster = cluster_by_hand("H100", 2048)
+    plan(job, cluster)
+    spent = []
+    for _ in range(3):
+        began = time.perf_counter()
+        found = plan(job, cluster)
+        spent.append(time.perf_counter() - began)
+    assert found.considered > 1000
+    assert min(spent) < 1.0
+
+
+def test_fifty_thousand_layouts_a_second() -> None:
+    job, cluster = a_job("llama-70b"), cluster_by_hand("H100", 32)
+    layouts = layouts_of(job, cluster, Limits())
+    cases = cases_of((layouts * (20_000 // len(layouts) + 1))[:20_000], job, cluster)
+    spent = []
+    for _ in range(3):
+        began = time.perf_counter()
+        total = step_time(cases, resolve(STEP_TIME, cases)).total_s
+        memory_of(cases, FITTED.memory)
+        spent.append(time.perf_counter() - began)
+    assert np.all(total > 0)
+    assert 20_000 / min(spent) > 50_000
