@@ -65,9 +65,8 @@ class _Drawing:
             else:
                 more = f"{len(below) - len(shown):,} more"
                 self.parts.append(rect(at, top, inner, ROW_H, "#f3f5f7", LINE, more))
-                self.parts.append(
-                    text(at + inner / 2, top + 27, fitted(f"+{len(below) - len(shown):,}", inner, 9), 9, PALE, "middle")
-                )
+                if inner >= 18:
+                    self.parts.append(text(at + inner / 2, top + 27, fitted(f"+{more}", inner, 9), 9, PALE, "middle"))
             at += share
 
     def _box(self, name: str, x: float, y: float, width: float) -> None:

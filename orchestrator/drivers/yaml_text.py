@@ -87,6 +87,8 @@ def unseen_problems(text: str, file: str) -> list[Problem]:
 
 def one_line(text: str) -> str:
     """`text` for a message: no line breaks or control characters that a file could smuggle in, and not without end."""
+    if len(text) <= MAX_SHOWN and text.isprintable():
+        return text
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text[:MAX_SHOWN])
     return shown + "..." if len(text) > MAX_SHOWN else shown
 

@@ -5,6 +5,7 @@ Only what the loss touches is worked out again, so that 100,000 GPUs take a seco
 """
 
 import heapq
+import math
 from dataclasses import dataclass, field
 
 from orchestrator.domain.spec import ClusterSpec, Equipment, Node
@@ -97,6 +98,8 @@ class _Study:
         self.overloads: dict[str, Overload] = {}
         self._gone: dict[str, frozenset[int]] = {}
         """Rack → the PDUs (from 0) that the present loss takes from it."""
+        self._shares: dict[tuple[str, tuple[int, ...]], float] = {}
+        """Consumer → the smallest share of its largest draw that a loss has left it so far."""
         everything: list[Node | Equipment] = [*spec.nodes, *spec.equipment]
         self._skus = {machine.name: machine.sku for machine in everything}
         self._racks_at: dict[str, list[str]] = {}
@@ -184,6 +187,9 @@ class _Study:
         return self._spec.racks[rack].on_feed_loss or default
 
     def _cap(self, rack: str, consumer: Consumer, share: float) -> None:
+        if share >= self._shares.get((rack, consumer.names), math.inf):
+            return
+        self._shares[(rack, consumer.names)] = share
         names = self._report.racks.machines[rack]
         for index in consumer.names:
             cap_w = share * self._spec.skus[self._skus[names[index]]].max_w

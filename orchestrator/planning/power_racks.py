@@ -41,6 +41,7 @@ class RackContents:
     consumers: tuple[Consumer, ...]
     pdus: int
     _known: dict[frozenset[int], tuple[Watts3, ...]] = field(default_factory=dict, compare=False, repr=False)
+    _short: dict[frozenset[int], tuple[Consumer, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     def loads(self, dead: frozenset[int]) -> tuple[Watts3, ...]:
         """Watts on each phase of each PDU with the PDUs `dead` lost."""
@@ -50,7 +51,9 @@ class RackContents:
 
     def short(self, dead: frozenset[int]) -> tuple[Consumer, ...]:
         """Consumers that cannot have their largest draw."""
-        return tuple(each for each in self.consumers if each.available_w(dead) < each.max_w - 1e-6)
+        if dead not in self._short:
+            self._short[dead] = tuple(each for each in self.consumers if each.available_w(dead) < each.max_w - 1e-6)
+        return self._short[dead]
 
 
 def _loads(contents: RackContents, dead: frozenset[int]) -> tuple[Watts3, ...]:

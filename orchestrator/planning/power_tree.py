@@ -119,7 +119,7 @@ class PowerTree:
         while stack:
             one = stack.pop()
             yield one
-            stack.extend(self.below[one])
+            stack.extend(reversed(self.below[one]))
 
 
 def loops(edges: dict[str, tuple[str, ...]]) -> list[str]:

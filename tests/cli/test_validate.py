@@ -4,12 +4,14 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from click.testing import CliRunner, Result
 
-from orchestrator.cli.spec_docs import BEGIN, END, main, with_fields
+from orchestrator.cli.spec_docs import BEGIN, END, main, schema_text, with_fields
 from orchestrator.cli.validate import validate
+from orchestrator.domain.errors import BadInput
 
 SPECS = Path(__file__).parents[2] / "cluster_specs"
 BAD = (
@@ -105,6 +107,51 @@ def test_the_readme_of_the_specs_explains_the_fields_as_the_schema_does() -> Non
     assert "| `max_w` | number, more than 0, at most 1,000,000,000 | **required** | Largest sustained draw" in readme
     named = {path.name for path in SPECS.glob("*.yaml")}
     assert all(f"`{name}`" in readme for name in named)
+
+
+def test_the_schema_for_editors_is_current() -> None:
+    assert (SPECS / "spec.schema.json").read_text() == schema_text(), (
+        "run: python -m orchestrator.cli.spec_docs cluster_specs/README.md"
+    )
+
+
+def test_the_power_tree_is_explained_and_drawn(tmp_path: Path) -> None:
+    spec = str(SPECS / "example-250-xe9680.yaml")
+    done = run(spec, "--explain", "power", "-o", str(tmp_path / "power.svg"), "-o", str(tmp_path / "racks.svg"))
+    assert done.return_value == 0
+    assert (
+        "feed A                                        1,446.5 kW  3,000.0 kW     +52%    2,243.0 kW     +25%   B" in done.stdout
+    )
+    assert "      … and 24 more like it, up to su1-r25-pdu-a" in done.stdout
+    assert "after the worst single loss 250 xe9680 must be capped at 8.4 of 11.0 kW each" in done.stdout
+    titles = {"power.svg": "ups su1-ups-a: 289.3 of 600.0 kW; 448.6 kW without B", "racks.svg": "rack su1-r01: 22.0 of 24.0 kW"}
+    for name, holds in titles.items():
+        drawn = ElementTree.parse(tmp_path / name)  # noqa: S314 - our own drawing
+        assert holds in {each.text for each in drawn.iter("{http://www.w3.org/2000/svg}title")}
+    caps = json.loads(run(spec, "--explain", "power", "--json").stdout)["power_caps_w"]
+    assert set(caps.values()) == {8400.0} and len(caps) == 250
+    assert sorted(os.listdir(tmp_path)) == ["power.svg", "racks.svg"]
+
+
+def test_a_racks_drawing_of_a_hundred_thousand_gpus_has_a_tile_for_each_rack(tmp_path: Path) -> None:
+    assert run(str(SPECS / "frontier-100k.yaml"), "-o", str(tmp_path / "racks.svg")).return_value == 0
+    drawn = ElementTree.parse(tmp_path / "racks.svg")  # noqa: S314 - our own drawing
+    titles = [each.text for each in drawn.iter("{http://www.w3.org/2000/svg}title")]
+    assert sum(str(title).startswith("rack ") for title in titles) == 3_330
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["lab-4.yaml", "--explain", "power"], "has no `power:` section"),
+        (["lab-4.yaml", "-o", "/tmp/picture.png"], "nothing can be drawn as picture.png"),
+        (["lab-4.yaml", "-o", "/nowhere/racks.svg"], "/nowhere/racks.svg cannot be written: No such file or directory"),
+    ],
+)
+def test_what_cannot_be_explained_or_drawn_is_said(arguments: list[str], says: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        validate.main(args=[str(SPECS / arguments[0]), *arguments[1:]], standalone_mode=False)
+    assert says in str(caught.value) and caught.value.hint
 
 
 def test_every_field_of_a_spec_is_explained() -> None:

@@ -127,13 +127,3 @@ CHECK_CASES = [
     Bad("root login", "ssh_user: gpu", "ssh_user: «root", "ssh_user is root; name an unprivileged user with passwordless sudo"),
     Bad("canary", "canary: 1", "canary: «300", "the first wave has 300 nodes, but at most 256 are worked on at once; set canary to 256 or less"),
 ]  # fmt: skip
-
-NOT_YET = {
-    "cycle in the power tree": "feeds hang on nothing yet, so there is no tree",
-    "N-1 of feeds": "a rack hangs on one feed yet",
-    "conflicting defaults at rack and node level": "there are no defaults at either level",
-    "includes that leave the tree": "a spec includes nothing",
-    "secret reference not found, key file mode": "a spec refers to no secret; the secrets folder checks itself",
-    "degrees of parallelism": "belongs to the job's file",
-}
-"""Kinds of bad input that this schema cannot hold, and why."""
