@@ -1,11 +1,13 @@
 """The power tree as a picture to hang on the wall: every part, coloured by its load after the worst single loss."""
 
-from orchestrator.cli.power_view import kilowatts_1
+from orchestrator.cli.power_view import alike, kilowatts_1
 from orchestrator.cli.svg import INK, LINE, PALE, colour_of, document, fitted, ink_on, legend, line, rect, text
 from orchestrator.domain.spec import ClusterSpec
 from orchestrator.planning.power_loss import PowerReport
 
 WIDTH, MARGIN, ROW_H, GAP_H = 1600.0, 30.0, 46.0, 26.0
+LEAST_W = 66.0
+"""Narrower boxes cannot be read: parts that carry the same become one box then."""
 MOST_PARTS = 30
 """Of the parts below one part, this many are drawn; the others are counted."""
 
@@ -45,56 +47,46 @@ class _Drawing:
         self.parts: list[str] = []
         self.bottom = 0.0
 
-    def branch(self, name: str, x: float, y: float, width: float) -> None:
-        """The part called `name` and what hangs below it."""
-        self._box(name, x, y, width)
+    def branch(self, name: str, x: float, y: float, width: float, times: int = 1) -> None:
+        """The part called `name` and what hangs below it; `times` as many parts look like it."""
+        self._box(name, x, y, width, times)
         below = self._report.tree.below[name]
-        shown = below if len(below) <= MOST_PARTS else below[: MOST_PARTS - 1]
-        if not shown:
+        if not below:
             return
-        slots = len(shown) + (1 if len(shown) < len(below) else 0)
-        # Parts with many parts below them need the room; a leaf needs little.
-        weights = [1.0 + min(MOST_PARTS, len(self._report.tree.below[each])) for each in shown] + [1.0] * (slots - len(shown))
+        # Where boxes would be too narrow to read, parts that carry the same become one box.
+        groups = [[each] for each in below] if width / len(below) >= LEAST_W else alike(self._report, below)
+        shown, more = groups[:MOST_PARTS], sum(map(len, groups[MOST_PARTS:]))
+        weights = [1.0 + min(MOST_PARTS, len(self._report.tree.below[group[0]])) ** 0.5 for group in shown] + [1.0] * bool(more)
         at, top = x, y + ROW_H + GAP_H
         for index, weight in enumerate(weights):
             share = width * weight / sum(weights)
-            inner = max(3.0, share - min(4.0, share * 0.2))
+            inner = max(3.0, share - min(6.0, share * 0.2))
             self.parts.append(line(x + width / 2, y + ROW_H, at + inner / 2, top))
             if index < len(shown):
-                self.branch(shown[index], at, top, inner)
+                self.branch(shown[index][0], at, top, inner, len(shown[index]))
             else:
-                more = f"{len(below) - len(shown):,} more"
-                self.parts.append(rect(at, top, inner, ROW_H, "#f3f5f7", LINE, more))
-                if inner >= 18:
-                    self.parts.append(text(at + inner / 2, top + 27, fitted(f"+{more}", inner, 9), 9, PALE, "middle"))
+                self.parts.append(rect(at, top, inner, ROW_H, "#f3f5f7", LINE, f"{more:,} more"))
+                self.parts.append(text(at + inner / 2, top + 27, fitted(f"+{more:,}", inner, 9), 9, PALE, "middle"))
             at += share
 
-    def _box(self, name: str, x: float, y: float, width: float) -> None:
+    def _box(self, name: str, x: float, y: float, width: float, times: int) -> None:
         part, normal, worst = self._report.tree.parts[name], self._report.normal[name], self._report.worst.get(name)
         heaviest = normal if worst is None else worst.load
         ratio = max(part.ratio(normal), part.ratio(heaviest))
-        limit = kilowatts_1(part.limit_w)
-        now = f"{kilowatts_1(sum(normal))} of {limit} kW"
+        fill, ink, middle = colour_of(ratio), ink_on(ratio), x + width / 2
+        now = f"{kilowatts_1(sum(normal))} of {kilowatts_1(part.limit_w)} kW"
         then = f"{kilowatts_1(sum(heaviest))} kW without {worst.lost}" if worst is not None else ""
-        hint = f"{part.kind} {name}: {now}" + (f"; {then}" if then else "")
-        self.parts.append(rect(x, y, width, ROW_H, colour_of(ratio), LINE, hint))
-        self.bottom = max(self.bottom, y + ROW_H)
-        colour, middle = ink_on(ratio), x + width / 2
-        if width >= 58:
-            title = f"{part.kind} {name}" if width >= 120 else name
-            self.parts.append(text(middle, y + 14, fitted(title, width, 10), 10, colour, "middle", bold=True))
-            self.parts.append(
-                text(middle, y + 28, fitted(now if width >= 110 else kilowatts_1(sum(normal)), width, 9), 9, colour, "middle")
-            )
-            self.parts.append(
-                text(
-                    middle,
-                    y + 40,
-                    fitted(then if width >= 110 else f"→ {kilowatts_1(sum(heaviest))}", width, 9),
-                    9,
-                    colour,
-                    "middle",
-                )
-            )
-        elif width >= 26:
-            self.parts.append(text(middle, y + 27, fitted(kilowatts_1(sum(heaviest)), width, 8), 8, colour, "middle"))
+        many = f"{times:,} × " if times > 1 else ""
+        for behind in (6, 3) if times > 1 else ():
+            self.parts.append(rect(x + behind, y + behind, width - 6, ROW_H, fill))
+        hint = f"{many}{part.kind} {name}: {now}" + (f"; {then}" if then else "")
+        self.parts.append(rect(x, y, width - (6 if times > 1 else 0), ROW_H, fill, LINE, hint))
+        self.bottom = max(self.bottom, y + ROW_H + 6)
+        wide = width >= 110
+        words = (
+            (14, many + (f"{part.kind} {name}" if width >= 130 else name), 10),
+            (28, now if wide else kilowatts_1(sum(normal)), 9),
+            (40, then if wide else f"→ {kilowatts_1(sum(heaviest))}", 9),
+        )
+        for down, said, size in words if width >= 30 else ():
+            self.parts.append(text(middle, y + down, fitted(said, width, size), size, ink, "middle", bold=size == 10))

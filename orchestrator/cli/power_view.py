@@ -23,14 +23,19 @@ def explain_power(spec: ClusterSpec, report: PowerReport) -> Iterator[str]:
 
 def _branch(report: PowerReport, name: str, depth: int) -> Iterator[str]:
     yield _line(report, name, depth)
-    alike: dict[tuple[object, ...], list[str]] = {}
-    for below in report.tree.below[name]:
-        alike.setdefault(_shape(report, below), []).append(below)
-    for names in alike.values():
+    for names in alike(report, report.tree.below[name]):
         for each in names[:MOST_ALIKE]:
             yield from _branch(report, each, depth + 1)
         if len(names) > MOST_ALIKE:
             yield "  " * (depth + 1) + f"… and {len(names) - MOST_ALIKE:,} more like it, up to {names[-1]}"
+
+
+def alike(report: PowerReport, names: list[str]) -> list[list[str]]:
+    """`names` in groups whose parts carry the same."""
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for name in names:
+        groups.setdefault(_shape(report, name), []).append(name)
+    return list(groups.values())
 
 
 def _shape(report: PowerReport, name: str) -> tuple[object, ...]:
