@@ -13,6 +13,7 @@ help:
 	@echo "make demo    set up, then the whole story on simulated nodes: power-on to training, expansion, resume"
 	@echo "make test    set up, then every check and test"
 	@echo "make lint    ruff and mypy alone          make unit    the fast tests alone"
+	@echo "make soak    10,000 simulated histories          make bench-controller    what 12,500 nodes cost"
 	@echo "make clean   remove .venv and .rackray"
 
 setup: $(READY)
@@ -35,3 +36,10 @@ unit: setup
 
 clean:
 	rm -rf $(VENV) $(HOME_DIR) build *.egg-info
+
+.PHONY: soak bench-controller
+soak: setup
+	@$(BIN)/python -m tests.simulation.story 0 10000
+
+bench-controller: setup
+	@$(BIN)/python -m tests.simulation.bench_controller

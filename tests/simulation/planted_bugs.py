@@ -10,6 +10,7 @@ from orchestrator.domain.event import Event
 from orchestrator.domain.node import NodeRecord
 from orchestrator.domain.operation import MUTATING, Operation
 from orchestrator.domain.plan import Decision, Settle, Step
+from orchestrator.execution import controller
 from orchestrator.execution.controller import Controller, Flying
 from orchestrator.execution.journal import Journal
 from orchestrator.lab.simulation import SimulatedHands
@@ -38,7 +39,10 @@ class Bug:
 
 def _believes_lost_answers(context: Context) -> Decision | None:
     lost = context.record.lost
-    return Settle(context.node.name, True, "surely it worked", {"accepted": True, "account": "ours"}) if lost else None
+    if lost is None:
+        return None
+    once_only = SETTLE[lost.action].within_s > 0
+    return Settle(context.node.name, once_only, "surely it worked", {"account": "ours"} if once_only else {})
 
 
 def _forgets_lost_answers(context: Context) -> Decision | None:
@@ -129,7 +133,7 @@ BUGS: Sequence[Bug] = (
     Bug("watts are not reserved", PowerBook, "charge", _forgets_watts),
     Bug("machines that are down are not counted per rack", FleetBook, "take_down", _follows_no_power_step),
     Bug("every wave is open at once", FleetBook, "open_wave", property(_last_wave)),
-    Bug("the failure budget is never used up", rollout, "why_stop", _no_words),
+    Bug("the failure budget is never used up", controller, "why_stop", _no_words),
     Bug("another machine's serial is not noticed", next_step, "_wrong_identity", _none),
     Bug("the probe's findings are not looked at", next_step, "judge_probe", _nothing_seen),
     Bug("the firmware audit finds nothing", next_step, "audit", _nothing_seen),

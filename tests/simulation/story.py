@@ -4,6 +4,7 @@ Replay one: `python -m tests.simulation.story 42`; many: `python -m tests.simula
 """
 
 import json
+import os
 import random
 import shutil
 import sqlite3
@@ -11,6 +12,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 from orchestrator.domain.event import Event
@@ -161,7 +164,7 @@ class Story:
     def __init__(self, seed: int, home: Path) -> None:
         self.dice = dice = random.Random(seed)
         self.home = home
-        self.spec = a_fleet(dice.choice((20, 20, 24, 36)) if seed % 50 else 200, headroom=dice.choice((0.6, 1.0, 1.3, 2.0)))
+        self.spec = a_fleet(dice.choice((20, 20, 24, 36)) if seed % 50 != 49 else 200, headroom=dice.choice((0.6, 1.0, 1.3, 2.0)))
         policy = {
             "canary": dice.choice((1, 2, 4)),
             "growth": dice.choice((2.0, 4.0, 10.0)),
@@ -232,7 +235,7 @@ class Story:
             self._same_as_on_disk(controller)
             controller.close()
         except Killed:
-            if controller is not None and hands.held and self.dice.random() < 0.7:
+            if controller is not None and self.dice.random() < 0.5:
                 self._thaw(controller, hands)
         finally:
             journal.close()
@@ -258,8 +261,9 @@ class Story:
         epoch = other.take_lease(f"simulated:{self._holders}:0:0", self.clock.now_s())
         SimulatedHands.submit(hands, hands.held)
         try:
-            frozen.tick()
-            frozen.journal.renew(frozen.epoch, self.clock.now_s())
+            for _ in range(3):
+                frozen.tick()
+                self.site.pass_to(self.site.now_s + 5.0)
         except LeaseLost:
             other.release(epoch)
             other.close()
@@ -333,15 +337,23 @@ def digest(seed: int) -> str:
         shutil.rmtree(home)
 
 
+def breach_of(seed: int) -> str:
+    """What is wrong with the history of `seed`; empty where nothing is."""
+    try:
+        play(seed)
+    except Breach as breach:
+        return str(breach)
+    return ""
+
+
 def main(first: int, count: int) -> int:
-    """Play `count` histories; say which failed."""
+    """Play `count` histories on all processors; say which failed."""
     began_s, failed = time.monotonic(), 0
-    for seed in range(first, first + count):
-        try:
-            play(seed)
-        except Breach as breach:
-            failed += 1
-            print(f"seed {seed}: {breach}", flush=True)
+    with ProcessPoolExecutor(os.cpu_count(), get_context("fork")) as pool:
+        for breach in pool.map(breach_of, range(first, first + count), chunksize=5):
+            failed += bool(breach)
+            if breach:
+                print(breach, flush=True)
     print(f"{count} histories, {failed} with a breach, {time.monotonic() - began_s:.0f} s")
     return 1 if failed else 0
 
