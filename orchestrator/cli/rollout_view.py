@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from orchestrator.cli.output import time_range
 from orchestrator.domain.event import Event
 from orchestrator.domain.node import BRING_UP, SETTLED, NodeRecord, NodeState
 from orchestrator.execution.views import Views
+from orchestrator.planning.estimate import StageTimes, late_nodes, time_left
+from orchestrator.planning.site import Site
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
 
 STAGES = (*BRING_UP, NodeState.READY)
 MOST_ROWS = 24
-REDRAW_EVERY_S = 0.25
+REDRAW_EVERY_S = 0.5
 
 
 class RolloutView:
@@ -29,6 +32,8 @@ class RolloutView:
         self._began_s = time.monotonic()
         self._drawn_s = 0.0
         self._live: Live | None = None
+        self._times = StageTimes()
+        self._learned_seq = 0
 
     def __enter__(self) -> "RolloutView":
         if sys.stdout.isatty():
@@ -63,7 +68,21 @@ class RolloutView:
         if self._live is None or time.monotonic() - self._drawn_s < REDRAW_EVERY_S:
             return
         self._drawn_s = time.monotonic()
-        self._live.update(_table(views, time.monotonic() - self._began_s))
+        self._live.update(_table(views, time.monotonic() - self._began_s, self._outlook(views)))
+
+    def _outlook(self, views: Views) -> str:
+        """The time left and who is stuck, from the stage times the journal holds so far."""
+        events = views.events_since(self._learned_seq)
+        self._learned_seq = max([self._learned_seq, *(event.seq for event in events)])
+        self._times.learn(events)
+        state = views.state
+        if state.spec is None or state.rollout.finished:
+            return ""
+        site, now_s = Site.of(state.spec), time.time()
+        left = time_left(site, state.rollout, state.nodes, self._times, now_s)
+        late = late_nodes(site, state.rollout, state.nodes, self._times, now_s)
+        stuck = f"; stuck: {', '.join(each.node for each in late[:3])}" if late else ""
+        return f"time left {time_range(left)}{stuck}"
 
 
 def line_for(event: Event) -> str:
@@ -80,19 +99,20 @@ def line_for(event: Event) -> str:
     if event.kind == "rollout.started":
         waves = ", ".join(str(len(wave)) for wave in data["waves"])
         return f"rollout: {data['because']}; waves of {waves}"
-    if event.kind in ("rollout.stopped", "rollout.finished"):
-        said = data.get("because") or f"{data['ready']} ready, {data['quarantined']} quarantined"
+    if event.kind.startswith("rollout."):
+        left = f", {data['left']} left as they are" if data.get("left") else ""
+        said = data.get("because") or f"{data['ready']} ready, {data['quarantined']} quarantined{left}"
         return f"{event.kind.replace('.', ' ')}: {said}"
     if event.kind == "controller.took":
         return f"{data['holder']} decides now (epoch {event.epoch})"
     return ""
 
 
-def _table(views: Views, seconds: float) -> "Table":
+def _table(views: Views, seconds: float, outlook: str) -> "Table":
     from rich.table import Table
 
     records = sorted(views.state.nodes.values(), key=_interest)
-    table = Table(title=f"{_counts(records)}   {seconds:.0f} s", title_justify="left", box=None, pad_edge=False)
+    table = Table(title=f"{_counts(records)}   {seconds:.0f} s   {outlook}", title_justify="left", box=None, pad_edge=False)
     for column in ("node", "state", "", "because"):
         table.add_column(column, no_wrap=column != "because")
     for record in records[:MOST_ROWS]:

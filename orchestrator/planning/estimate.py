@@ -5,6 +5,7 @@ take; waves follow each other, and a wave lasts as long as its slowest node. Wai
 """
 
 import math
+from bisect import insort
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -33,6 +34,7 @@ class StageTimes:
     """Times nodes stayed in a stage before they passed it, in seconds, per SKU. Filled by `learn`, in the journal's order."""
 
     by_stage: dict[Key, list[float]] = field(default_factory=dict)
+    """Shortest first."""
     _since_s: dict[str, float] = field(default_factory=dict)
     _sku: dict[str, str] = field(default_factory=dict)
     _known: set[str] = field(default_factory=set)
@@ -58,7 +60,7 @@ class StageTimes:
         began_s = self._since_s.pop(event.subject, None)
         sku = self._sku.get(event.subject)
         if began_s is not None and sku and old in ORDER and ORDER.get(new, -1) == ORDER[old] + 1:
-            self.by_stage.setdefault((sku, old), []).append(event.at_s - began_s)
+            insort(self.by_stage.setdefault((sku, old), []), event.at_s - began_s)
         if new in BRING_UP and ORDER[new] > ORDER[NodeState.ENROLLED]:
             self._since_s[event.subject] = event.at_s
 
@@ -67,10 +69,10 @@ class StageTimes:
 
         Nearest-rank: a time that was really measured. Where the SKU is new, all SKUs together are the best there is.
         """
-        found = self.by_stage.get((sku, stage)) or [s for (_, each), some in self.by_stage.items() if each is stage for s in some]
+        found = self.by_stage.get((sku, stage))
         if not found:
-            return None
-        return sorted(found)[max(0, math.ceil(share * len(found)) - 1)]
+            found = sorted(s for (_, each), some in self.by_stage.items() if each is stage for s in some)
+        return found[max(0, math.ceil(share * len(found)) - 1)] if found else None
 
     def count(self, sku: str, stage: NodeState) -> int:
         """How many nodes of the SKU have passed the stage."""

@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator import wiring
 from orchestrator.cli.main import run
+from orchestrator.cli.rollout_view import RolloutView
 from orchestrator.domain.event import Event
 from orchestrator.domain.node import NodeState
+from orchestrator.domain.state import ClusterState
 from orchestrator.execution.answering import NoHands
 from orchestrator.execution.controller import everything_settled
 from orchestrator.execution.journal import Journal
@@ -176,3 +179,15 @@ def test_plan_and_status_give_a_range_once_stages_were_measured(home: Path, caps
     _, out, _ = rackray(capsys, "rollout", "status")
     (line,) = [line for line in out.splitlines() if line.startswith("time left:")]
     assert "unknown" not in line and "if nothing more fails" in line
+
+
+def test_the_live_table_tells_the_time_left(home: Path) -> None:
+    rehearsal = half_way(home)
+    view = RolloutView(0)
+    assert view._outlook(wiring.open_views(home)).startswith("time left unknown: no node has passed every stage here yet")
+    rehearsal.run(_is_ready)
+    assert "if nothing more fails" in view._outlook(wiring.open_views(home))
+
+
+def _is_ready(state: ClusterState) -> bool:
+    return state.nodes[state.rollout.waves[0][0]].state is NodeState.READY

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -69,7 +70,7 @@ class Watched(Rehearsal):
 def test_failures_never_exceed_the_budget_by_more_than_what_was_in_flight(
     canary: int, growth: float, budget: int, wave_budget: int | None, bad: set[int]
 ) -> None:
-    policy = {"canary": canary, "growth": growth, "failure_budget": budget, "wave_failure_budget": wave_budget}
+    policy: dict[str, Any] = {"canary": canary, "growth": growth, "failure_budget": budget, "wave_failure_budget": wave_budget}
     with TemporaryDirectory() as folder:
         site = Watched(Path(folder), a_fleet(racks=3, per_rack=3, **policy), seed=len(bad))
         for index in bad:
