@@ -38,7 +38,7 @@ def time_range(left: Range | None) -> str:
     if left is None:
         return "unknown: no node has passed every stage here yet"
     low, high = age(left.low_s), age(left.high_s)
-    return f"about {low}" if low == high else f"{low} to {high}, if nothing more fails"
+    return f"{low if low == high else f'{low} to {high}'}, if nothing more fails"
 
 
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]], colour_column: int | None = None) -> None:
