@@ -124,7 +124,9 @@ class Journal:
         hooks are called around every write; tests kill the process there. Raises JournalBroken when the file cannot be opened,
         or is no journal of ours.
         """
-        self._has_ended, self._before, self._after = has_ended, before_write, after_write
+        self._has_ended, self.before_write, self.after_write = has_ended, before_write, after_write
+        self.broken = ""
+        """Why nothing more is written: a commit failed. What the disk then holds is known only after opening it anew."""
         self._engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S} if url.startswith("sqlite") else {})
         if url.startswith("sqlite"):
             sa.event.listen(self._engine, "connect", _sqlite_durable)
@@ -164,8 +166,9 @@ class Journal:
         return state
 
     def newest_s(self) -> float:
-        """The latest time a controller wrote into the journal, which its clock may have been set back from; 0.0 if none has."""
-        newest = sa.select(_EVENTS.c.at_s).where(_EVENTS.c.epoch > 0).order_by(_EVENTS.c.seq.desc()).limit(1)
+        """The latest time a controller gave a decision, from which the clock may have been set back since; 0.0 if none has."""
+        decided = (_EVENTS.c.epoch > 0) & (_EVENTS.c.kind != "controller.took")
+        newest = sa.select(_EVENTS.c.at_s).where(decided).order_by(_EVENTS.c.seq.desc()).limit(1)
         with self._reading() as connection:
             return float(connection.execute(newest).scalar() or 0.0)
 
@@ -305,7 +308,7 @@ class Journal:
         return _Reading(self._engine)
 
     def _writing(self) -> "_Writing":
-        return _Writing(self._engine, self._before, self._after)
+        return _Writing(self, self._engine)
 
 
 def _events(connection: sa.Connection, query: sa.Select[Any], bound: int) -> Iterator[Event]:
@@ -336,13 +339,15 @@ class _Reading:
 class _Writing:
     """A write transaction: all or nothing, durable when it ends without an error."""
 
-    def __init__(self, engine: sa.Engine, before: Callable[[], None] | None, after: Callable[[], None] | None) -> None:
-        self._before, self._after = before, after
+    def __init__(self, journal: Journal, engine: sa.Engine) -> None:
+        self._journal = journal
         self._context = engine.begin()
 
     def __enter__(self) -> sa.Connection:
-        if self._before:
-            self._before()
+        if self._journal.broken:
+            raise JournalBroken(f"nothing more is written: {self._journal.broken}", "look after the disk, then start again")
+        if self._journal.before_write:
+            self._journal.before_write()
         try:
             return self._context.__enter__()
         except sa.exc.DatabaseError as error:
@@ -353,10 +358,12 @@ class _Writing:
         try:
             self._context.__exit__(kind, error, trace)
         except sa.exc.DatabaseError as broken:
+            # After a failed fsync the next one may succeed although the pages are lost: never go on in this process.
+            self._journal.broken = str(broken.orig)
             _translate(broken)
         _translate(error)
-        if error is None and self._after:
-            self._after()
+        if error is None and self._journal.after_write:
+            self._journal.after_write()
 
 
 def _translate(error: BaseException | None) -> None:

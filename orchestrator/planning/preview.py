@@ -1,11 +1,11 @@
 """`rackray plan`: the controller's own decisions, played against a world in which every step succeeds."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.domain.health import sound_probe
-from orchestrator.domain.node import SETTLED, Fact, NodeRecord, NodeState
+from orchestrator.domain.node import SETTLED, Fact, NodeRecord, NodeState, changed
 from orchestrator.domain.operation import MUTATING, Action
 from orchestrator.domain.plan import Hold, Move, Settle, Step
 from orchestrator.planning.next_step import next_step
@@ -49,7 +49,7 @@ def _walk(record: NodeRecord, site: Site, seen: Mapping[Action, Mapping[str, Any
     steps: list[Step] = []
     now_s = record.since_s + 1.0
     world = {**_known(record, site), **seen}
-    record = replace(record, open=None, failures=0, silences=0, failed_at_s=float("-inf"), since_s=now_s)
+    record = changed(record, open=None, failures=0, silences=0, failed_at_s=float("-inf"), since_s=now_s)
     for _ in range(LIMIT):
         now_s += 1.0
         decision = next_step(record, site, now_s)
@@ -57,13 +57,13 @@ def _walk(record: NodeRecord, site: Site, seen: Mapping[Action, Mapping[str, Any
             case Step():
                 steps.append(decision)
                 facts = {**decision.args, **_success(decision, site, world)}
-                record = replace(record, facts={**record.facts, decision.action: Fact(now_s, facts)})
+                record = changed(record, facts={**record.facts, decision.action: Fact(now_s, facts)})
             case Move():
-                record = replace(record, state=decision.to, since_s=now_s)
+                record = changed(record, state=decision.to, since_s=now_s)
                 if decision.to in SETTLED or decision.to is NodeState.QUARANTINED:
                     return steps
             case Settle():
-                record = replace(record, lost=None)
+                record = changed(record, lost=None)
             case Hold():
                 now_s = max(now_s, decision.until_s)
             case _:
@@ -93,23 +93,29 @@ def _success(step: Step, site: Site, world: dict[Action, Mapping[str, Any]]) -> 
     name, node = step.node, site.nodes[step.node]
     after = _after(step, site, world)
     world.update(after)
-    baseline = site.baseline(name)
-    answers: Mapping[Action, Mapping[str, Any]] = {
-        Action.BMC_IDENTIFY: {"serial": node.serial, "model": site.sku(name).model, "power": "Off", "account": "factory"},
-        Action.BMC_OBSERVE: {"power": "Off", "boot_override_enabled": "Disabled", "boot_override_target": "None"},
-        Action.BMC_CREDENTIAL: {"account": "ours", "changed": True, "certificate_sha256": ""},
-        Action.IMAGE_REPORT: {"installed": False, "image": "", "digest": "", "wanted_digest": "wanted", "ssh_host_key": ""},
-        Action.SSH_IDENTIFY: {"serial": node.serial, "image_digest": "wanted", "kernel": ""},
-        Action.PLAYBOOK: {"ok": 0, "changed": 0, "skipped": []},
-        Action.BMC_FIRMWARE: {"components": [{"id": key, "version": part.approved[0]} for key, part in baseline.items()]},
-        Action.BMC_TASKS: {"tasks": []},
-        Action.BMC_UPDATE: {"task": "the update's task"},
-        Action.BMC_TASK: {"state": "Completed"},
-        Action.NODE_PROBE: sound_probe(site.sku(name).gpus.model, site.sku(name).gpus.count),
-        Action.NODE_COMPUTE: {"repeatable": True, "device": "", "gflops": 0.0},
-        Action.CELL_OBSERVE: {"alive": True},
-    }
-    return answers.get(step.action, {})
+    if step.action is Action.NODE_PROBE:
+        return sound_probe(site.sku(name).gpus.model, site.sku(name).gpus.count)
+    if step.action is Action.BMC_IDENTIFY:
+        return {"serial": node.serial, "model": site.sku(name).model, "power": "Off", "account": "factory"}
+    if step.action is Action.SSH_IDENTIFY:
+        return {"serial": node.serial, "image_digest": "wanted", "kernel": ""}
+    if step.action is Action.BMC_FIRMWARE:
+        return {"components": [{"id": key, "version": part.approved[0]} for key, part in site.baseline(name).items()]}
+    return ALWAYS.get(step.action, {})
+
+
+ALWAYS: Mapping[Action, Mapping[str, Any]] = {
+    Action.BMC_OBSERVE: {"power": "Off", "boot_override_enabled": "Disabled", "boot_override_target": "None"},
+    Action.BMC_CREDENTIAL: {"account": "ours", "changed": True, "certificate_sha256": ""},
+    Action.IMAGE_REPORT: {"installed": False, "image": "", "digest": "", "wanted_digest": "wanted", "ssh_host_key": ""},
+    Action.PLAYBOOK: {"ok": 0, "changed": 0, "skipped": []},
+    Action.BMC_TASKS: {"tasks": []},
+    Action.BMC_UPDATE: {"task": "the update's task"},
+    Action.BMC_TASK: {"state": "Completed"},
+    Action.NODE_COMPUTE: {"repeatable": True, "device": "", "gflops": 0.0},
+    Action.CELL_OBSERVE: {"alive": True},
+}
+"""What a node of the plan's world answers when nothing before it changed the answer."""
 
 
 def _after(step: Step, site: Site, world: Mapping[Action, Mapping[str, Any]]) -> dict[Action, Mapping[str, Any]]:
