@@ -43,3 +43,6 @@ soak: setup
 
 bench-controller: setup
 	@$(BIN)/python -m tests.simulation.bench_controller
+
+bench-planner: setup
+	@$(BIN)/rackray planner bench $(wildcard ../shared/data/published_runs*.csv) -o orchestrator/planning/parallel/bench

@@ -8,7 +8,7 @@ import click
 from orchestrator import wiring
 from orchestrator.cli.output import print_json, print_table
 from orchestrator.domain.run_row import RunRow
-from orchestrator.planning.parallel.refit import Refit, as_module, refit
+from orchestrator.planning.parallel.refit import Refit, as_modules, refit
 from orchestrator.planning.parallel.scoring import Score
 from orchestrator.planning.parallel.validation import Validation, predict_rows, score, validate
 
@@ -34,12 +34,13 @@ def validate_rows(rows: tuple[Path, ...], as_json: bool) -> int:
 
 @planner.command()
 @ROWS
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Where the table of constants is written.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The folder the modules are written to.")
 @click.option("--date", required=True, help="The date to write into it, YYYY-MM-DD.")
 def fit(rows: tuple[Path, ...], output: Path, date: str) -> int:
-    """Fit the planner's constants to the CSV files ROWS, and write them as a module. Takes minutes."""
+    """Fit the planner's constants to the CSV files ROWS, and write them as modules. Takes minutes."""
     done = refit(_read(rows))
-    wiring.planner_files().write_whole(output, as_module(done, date, "rackray planner fit"))
+    for name, text in as_modules(done, date, "rackray planner fit").items():
+        wiring.planner_files().write_whole(output / name, text)
     click.echo(f"{output}: constants from {done.step_rows} step times")
     return 0
 

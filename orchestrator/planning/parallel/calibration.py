@@ -83,4 +83,5 @@ def calibrated(tables: Tables, values: Mapping[str, Mapping[str, float]], interv
             "calibrate again: `rackray train calibrate RUNS`",
         )
     changed = {name: {**row, **values.get(name, {})} for name, row in tables.step_time.items()}
-    return Tables(changed, tables.memory, {**tables.step_intervals, **intervals}, tables.memory_intervals)
+    kept = {key: points for key, points in tables.surface.items() if key not in intervals}
+    return Tables(changed, tables.memory, {**tables.step_intervals, **intervals}, tables.memory_intervals, kept)

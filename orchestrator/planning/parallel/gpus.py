@@ -105,5 +105,10 @@ def find_gpu(name: str) -> GpuType | None:
     known = {key.upper(): gpu for key, gpu in GPUS.items()} | {key.upper(): GPUS[to] for key, to in ALIASES.items()}
     if word in known:
         return known[word]
-    word = word.removesuffix("B").replace("-SXM5", "").replace("-SXM4", "").replace("-SXM", "")
-    return known.get(word) or known.get(word.replace("-HBM3", ""))
+    parts = [part for part in word.split("-") if part and not part.startswith(BOARD_WORDS)]
+    sized = [f"{part[:-2]}G" if part.endswith("GB") and part[:-2].isdigit() else part for part in parts]
+    return known.get("-".join(sized)) or (known.get(sized[0]) if len(sized) == 1 else None)
+
+
+BOARD_WORDS = ("SXM", "HBM", "DGX", "HGX", "OAM", "TENSOR", "CORE", "GPU")
+"""Words of product names that say nothing the table tells apart. PCIe is not among them: those boards are slower."""

@@ -13,7 +13,7 @@ from orchestrator.domain.layout import Fits, Layout, Prediction, Recompute
 from orchestrator.planning.parallel.cases import Cases, Floats
 from orchestrator.planning.parallel.cluster import GpuCluster, PlanJob, check_job
 from orchestrator.planning.parallel.communication import boundary_s
-from orchestrator.planning.parallel.constants import Constants, resolve
+from orchestrator.planning.parallel.constants import Constants
 from orchestrator.planning.parallel.intervals import ends
 from orchestrator.planning.parallel.memory import ROOM, Memory, memory_of
 from orchestrator.planning.parallel.power import capped, goodput_of, node_power_w
@@ -161,7 +161,7 @@ def _evaluate(job: PlanJob, cluster: GpuCluster, limits: Limits, tables: Tables)
             f"use a batch that {cluster.gpus} divides, such as {-(-job.global_sequences // cluster.gpus) * cluster.gpus}",
         )
     cases = capped(cases_of(layouts, job, cluster), cluster)
-    step = step_time(cases, resolve(tables.step_time, cases))
+    step = step_time(cases, tables.constants_of(cases))
     memory = memory_of(cases, tables.memory)
     size = (len(layouts),)
     low, high = ends(cases, tables.step_intervals)
@@ -259,7 +259,7 @@ def _replayed(found: _Evaluated, index: int, job: PlanJob, cluster: GpuCluster, 
     if layout.pipeline == 1:
         return _prediction(found, index, job, cluster)
     case = found.cases.take(np.array([index]))
-    constants = resolve(tables.step_time, case)
+    constants = tables.constants_of(case)
     chunks = _chunks(case, constants, layout)
     send_s = float((boundary_s(case, constants) * constants.boundary_exposed)[0])
     micro_batches = job.global_sequences // (layout.data * layout.micro_sequences)

@@ -21,6 +21,7 @@ from orchestrator.planning.parallel.study import (
     held_back_memory_errors,
     study_of,
 )
+from orchestrator.planning.parallel.surface import as_text, fit_surface
 from orchestrator.planning.parallel.validation import Tables
 
 
@@ -66,10 +67,12 @@ def refit(rows: Iterable[RunRow]) -> Refit:
     log_memory = held_back_memory_errors(study, fold)
     log_step = held_back_errors(study, memory, fold)
     table = fit_step_time(study, memory).table
+    known = with_recompute(study.cases, memory)
+    surface = fit_surface(known, np.log(step_time(known, resolve(table, known)).total_s / study.step_s))
     families, softwares = study.cases.families, study.cases.softwares
     step_intervals = quantiles_of(log_step, families, softwares, _framework_held_back(study, memory))
     memory_intervals = quantiles_of(log_memory, families, softwares, np.log(1.0 / np.array([0.75, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3])))
-    return Refit(study, Tables(table, memory, step_intervals, memory_intervals), log_step, log_memory)
+    return Refit(study, Tables(table, memory, step_intervals, memory_intervals, surface), log_step, log_memory)
 
 
 def _framework_held_back(study: Study, memory: Table) -> Floats:
@@ -87,8 +90,8 @@ def _framework_held_back(study: Study, memory: Table) -> Floats:
     return found
 
 
-def as_module(done: Refit, date: str, command: str) -> str:
-    """The text of `fitted.py`: readable tables, sorted, four digits."""
+def as_modules(done: Refit, date: str, command: str) -> dict[str, str]:
+    """The texts of `fitted.py` and `fitted_surface.py`: readable tables, sorted, four digits."""
     rows = int(np.isfinite(done.study.step_s).sum())
     memory_rows = int(np.isfinite(done.study.memory_bytes).sum())
     head = (
@@ -105,7 +108,12 @@ def as_module(done: Refit, date: str, command: str) -> str:
         _intervals("STEP_TIME_INTERVALS", done.tables.step_intervals),
         _intervals("MEMORY_INTERVALS", done.tables.memory_intervals),
     ]
-    return head + "".join(parts)
+    surface_head = (
+        f'"""The surface over measured shapes, of {date}, {rows} step times, by `{command}`; see `surface.py`.\n\n'
+        'Each line: GPU family|framework family, eight coordinates, weight. Do not edit by hand.\n"""\n\n'
+    )
+    shapes = surface_head + f'SURFACE = """\\\n{as_text(done.tables.surface)}"""\n'
+    return {"fitted.py": head + "".join(parts), "fitted_surface.py": shapes}
 
 
 def _table(name: str, table: Table) -> str:

@@ -17,6 +17,7 @@ from orchestrator.planning.parallel.memory import memory_of, with_recompute
 from orchestrator.planning.parallel.rows import OutOfScope, RowCase, case_of
 from orchestrator.planning.parallel.sizes import model_parameters
 from orchestrator.planning.parallel.step_time import step_time
+from orchestrator.planning.parallel.surface import fit_surface, on_surface
 
 FOLDS = 5
 MOST_WEIGHT = 150.0
@@ -157,7 +158,10 @@ def held_back_errors(study: Study, memory_table: Table, fold: NDArray[np.intp]) 
     found = np.full(len(study), np.nan)
     for held in sorted(set(fold.tolist())):
         table = fit_step_time(study, memory_table, fold != held, rounds=10).table
-        predicted = step_time(cases, resolve(table, cases)).total_s
+        constants = resolve(table, cases)
+        others = fold != held
+        surface = fit_surface(cases.take(others), np.log(step_time(cases, constants).total_s / study.step_s)[others])
+        predicted = step_time(cases, on_surface(constants, cases, surface)).total_s
         found = np.where(fold == held, np.log(predicted / study.step_s), found)
     return found
 

@@ -7,14 +7,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.domain.run_row import RunRow
-from orchestrator.planning.parallel.cases import Floats
-from orchestrator.planning.parallel.constants import Table, resolve
+from orchestrator.planning.parallel.cases import Cases, Floats
+from orchestrator.planning.parallel.constants import Constants, Table, resolve
 from orchestrator.planning.parallel.fitted import MEMORY, MEMORY_INTERVALS, STEP_TIME, STEP_TIME_INTERVALS
+from orchestrator.planning.parallel.fitted_surface import SURFACE
 from orchestrator.planning.parallel.intervals import Quantiles, ends
 from orchestrator.planning.parallel.memory import ROOM, memory_of, with_recompute
 from orchestrator.planning.parallel.scoring import Score, mean_error, rankings, share, source_name
 from orchestrator.planning.parallel.step_time import step_time
 from orchestrator.planning.parallel.study import Study, baseline_errors, comparable_memory, folds_of, study_of
+from orchestrator.planning.parallel.surface import Surface, from_text, on_surface
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +27,14 @@ class Tables:
     memory: Table
     step_intervals: Quantiles
     memory_intervals: Quantiles
+    surface: Surface
+
+    def constants_of(self, cases: Cases) -> Constants:
+        """The constants of step time of every case, moved by the surface of measured shapes."""
+        return on_surface(resolve(self.step_time, cases), cases, self.surface)
 
 
-FITTED = Tables(STEP_TIME, MEMORY, STEP_TIME_INTERVALS, MEMORY_INTERVALS)
+FITTED = Tables(STEP_TIME, MEMORY, STEP_TIME_INTERVALS, MEMORY_INTERVALS, from_text(SURFACE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +62,7 @@ def predict_rows(study: Study, tables: Tables = FITTED) -> Predicted:
     unsaid = np.array([row.inputs.act_ckpt is None for row in study.rows])
     lean = cases.with_columns(recompute=np.where(unsaid, 2.0, cases.recompute))
     return Predicted(
-        step_s=np.broadcast_to(step_time(cases, resolve(tables.step_time, cases)).total_s, (len(study),)),
+        step_s=np.broadcast_to(step_time(cases, tables.constants_of(cases)).total_s, (len(study),)),
         low=low,
         high=high,
         memory_bytes=comparable_memory(study.rows, cases, tables.memory),

@@ -1,0 +1,4 @@
+"""Not fitted yet."""
+
+SURFACE = """\
+none|none 0 0 0 0 0 0 0 0 0"""
