@@ -49,7 +49,7 @@ class Predicted:
     """Of the kind that the row's source measures."""
     device_bytes: Floats
     lean_bytes: Floats
-    """The same with full recomputation where the row does not say what is recomputed."""
+    """The same with full recomputation and sharding where the row does not say: what a run must need at least."""
     memory_low: Floats
     memory_high: Floats
 
@@ -60,7 +60,11 @@ def predict_rows(study: Study, tables: Tables = FITTED) -> Predicted:
     low, high = ends(cases, tables.step_intervals)
     memory_low, memory_high = ends(cases, tables.memory_intervals)
     unsaid = np.array([row.inputs.act_ckpt is None for row in study.rows])
-    lean = cases.with_columns(recompute=np.where(unsaid, 2.0, cases.recompute))
+    unsharded = np.array([row.inputs.zero_stage is None for row in study.rows])
+    lean = cases.with_columns(
+        recompute=np.where(unsaid, 2.0, cases.recompute),
+        zero=np.where(unsharded, np.where(cases.pp > 1, np.maximum(cases.zero, 1.0), 3.0), cases.zero),
+    )
     return Predicted(
         step_s=np.broadcast_to(step_time(cases, tables.constants_of(cases)).total_s, (len(study),)),
         low=low,
