@@ -1,0 +1,50 @@
+"""`rackray rehearse`: predictions on stdout, the same seed the same journal, bad input told with its place."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from orchestrator.cli.main import run
+
+SPECS = Path(__file__).parents[2] / "cluster_specs"
+
+
+def rehearsed(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, object]:
+    run(["rehearse", *arguments, "--json"])
+    found: dict[str, object] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_the_same_seed_gives_the_same_journal_and_another_seed_another(capsys: pytest.CaptureFixture[str]) -> None:
+    spec = str(SPECS / "example-32-dgx.yaml")
+    once, again, other = (rehearsed(capsys, spec, "--seed", seed) for seed in ("7", "7", "8"))
+    assert once["journal_sha256"] == again["journal_sha256"] != other["journal_sha256"]
+    assert (once["nodes"], once["ready"]) == (32, 32)
+
+
+def test_without_faults_it_ends_close_to_the_lower_bound(capsys: pytest.CaptureFixture[str]) -> None:
+    found = rehearsed(capsys, str(SPECS / "example-32-dgx.yaml"))
+    assert 1 <= float(str(found["virtual_hours"])) / float(str(found["lower_bound_hours"])) < 1.15
+
+
+def test_faults_cost_nodes_and_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    profile = tmp_path / "bad-day.yaml"
+    profile.write_text("wrong_serial: 0.2\ndead_bmc: 0.2\n")
+    picture = tmp_path / "picture.svg"
+    code = run(["rehearse", str(SPECS / "example-32-dgx.yaml"), "--faults", str(profile), "--seeds", "2", "-o", str(picture)])
+    said = capsys.readouterr().out
+    assert code == 1
+    assert "another machine" in said and "unreachable" in said and "spares needed" in said
+    assert picture.read_text().startswith("<?xml")
+
+
+def test_a_feed_that_the_spec_lacks_is_told_with_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    profile = tmp_path / "bad-day.yaml"
+    profile.write_text("feed_losses:\n  - {feed: Z, at_s: 60}\n")
+    assert run(["rehearse", str(SPECS / "lab-4.yaml"), "--faults", str(profile)]) == 2
+    assert "bad-day.yaml:2:12: no such feed in the spec" in capsys.readouterr().err
+
+
+def test_the_lab_as_it_ships_loses_the_node_with_the_planted_fault(capsys: pytest.CaptureFixture[str]) -> None:
+    assert rehearsed(capsys, str(SPECS / "lab-4.yaml"))["ready"] == 3
