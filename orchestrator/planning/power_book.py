@@ -1,4 +1,4 @@
-"""Watts reserved per rack and feed, kept up to date record by record: what power-on, firmware and burn-in are admitted against.
+"""Watts reserved per rack and part of the power tree, record by record: what power-on, firmware and burn-in are admitted against.
 
 A node that draws is reckoned with its largest draw; one that is being powered on with `inrush_factor` times that, until
 `inrush_s` after its BMC accepted the command. So the sum on every rack and feed holds at each instant, whatever the node does.
@@ -9,19 +9,21 @@ from collections.abc import Mapping
 
 from orchestrator.domain.node import NodeRecord, NodeState
 from orchestrator.domain.operation import TIMEOUT_S, Action
+from orchestrator.planning.power_paths import Key, PowerPaths
 from orchestrator.planning.site import Site
 
 FOREVER = float("inf")
 Part = tuple[str, str]
-"""What carries load: ("rack" | "feed", its name)."""
+"""What carries load: its kind ("rack", "feed", "pdu", ...) and its name."""
 
 
 class PowerBook:
-    """Watts reserved per rack and feed."""
+    """Watts reserved per rack, feed and element, as things are and with any one feed lost."""
 
     def __init__(self, site: Site) -> None:
         self._site, self._policy = site, site.spec.rollout
-        self._used_w: dict[Part, float] = {}
+        self._paths = PowerPaths(site)
+        self._used_w: dict[Key, float] = {}
         self._charged: set[str] = set()
         self._inrush_until_s: dict[str, float] = {}
         self._ends: list[tuple[float, str]] = []
@@ -68,14 +70,13 @@ class PowerBook:
             if self._inrush_until_s.get(name) == until_s:
                 self._inrush(name, -FOREVER)
 
-    def load_w(self, part: Part) -> float:
-        """Watts reserved on a rack or feed."""
-        return self._used_w.get(part, 0.0)
+    def load_w(self, part: Part, lost: str = "") -> float:
+        """Watts reserved on a part; those it would carry with the feed `lost` gone, where one is named."""
+        return self._used_w.get((lost, *part), 0.0)
 
     def limit_w(self, part: Part) -> float:
-        """Watts a rack or feed may carry."""
-        kind, name = part
-        return self._site.spec.racks[name].limit_w if kind == "rack" else self._site.spec.feeds[name].limit_w
+        """Watts a part may carry."""
+        return self._paths.limit_w(("", *part))
 
     def short_for(self, name: str) -> str:
         """Why the node may not be powered on now, or an empty string."""
@@ -90,16 +91,15 @@ class PowerBook:
         return self._overload(name, 0.0 if name in self._charged else self._site.sku(name).max_w)
 
     def _overload(self, name: str, more_w: float) -> str:
-        for kind, key in self._parts(name):
-            load_w, limit_w = self.load_w((kind, key)) + more_w, self.limit_w((kind, key))
+        for key, share in self._paths.shares(name).items():
+            load_w, limit_w = self._used_w.get(key, 0.0) + share * more_w, self._paths.limit_w(key)
             if load_w > limit_w + 1e-6:
-                rushing = sum(1 for other in self._inrush_until_s if (kind, key) in self._parts(other))
+                lost, kind, part = key
+                rushing = sum(1 for other in self._inrush_until_s if key in self._paths.shares(other))
                 because = f", {rushing} nodes are powering on" if rushing else ""
-                return f"{kind} {key} would carry {load_w:.0f} W of {limit_w:.0f} W{because}"
+                without = f" with feed {lost} lost" if lost else ""
+                return f"{kind} {part} would carry {load_w:.0f} W of {limit_w:.0f} W{without}{because}"
         return ""
-
-    def _parts(self, name: str) -> tuple[Part, ...]:
-        return ("rack", self._site.nodes[name].rack), ("feed", self._site.rack(name).feed)
 
     def _inrush_w(self, name: str) -> float:
         return self._site.sku(name).max_w * (self._policy.inrush_factor - 1.0)
@@ -116,8 +116,8 @@ class PowerBook:
             self._inrush_until_s.pop(name, None)
 
     def _add(self, name: str, watts: float) -> None:
-        for part in self._parts(name):
-            self._used_w[part] = self._used_w.get(part, 0.0) + watts
+        for key, share in self._paths.shares(name).items():
+            self._used_w[key] = self._used_w.get(key, 0.0) + share * watts
 
 
 def inrush_until_s(record: NodeRecord, inrush_s: float) -> float:

@@ -237,3 +237,28 @@ def test_a_node_that_proves_itself_again_is_reckoned_as_on_before_anything_was_r
     new = NodeRecord("r01-n1", NodeState.IDENTIFIED)
     assert PowerBook.of({"r01-n1": again}, Site.of(spec)).load_w(("rack", "r01")) == 2600
     assert PowerBook.of({"r01-n1": new}, Site.of(spec)).load_w(("rack", "r01")) == 0
+
+
+def dual_fed(feed_nodes: float, on_feed_loss: str, count: int = 6) -> ClusterSpec:
+    """One rack whose nodes hang on two PDUs, one below each feed; a feed carries `feed_nodes` nodes."""
+    spec = a_fleet(racks=1, per_rack=count, feed_w=2600 * feed_nodes)
+    data = spec.model_dump(mode="json")
+    data["skus"]["lab-2g"]["supplies"] = {"count": 4, "capacity_w": 2600, "least": 1}
+    data["power"] = {
+        "on_feed_loss": on_feed_loss,
+        "elements": {f"pdu-{feed}": {"kind": "pdu", "fed_by": feed, "limit_w": 1e6} for feed in "AB"},
+    }
+    data["racks"]["r01"]["pdus"] = ["pdu-A", "pdu-B"]
+    return ClusterSpec.model_validate(data)
+
+
+@pytest.mark.parametrize(("on_feed_loss", "admitted"), [("survive", 4), ("lose", 8)])
+def test_power_on_leaves_room_for_the_loss_of_a_feed_where_machines_must_survive_it(on_feed_loss: str, admitted: int) -> None:
+    """Eight nodes on two feeds of four nodes each: all fit, four fit when one feed must carry them alone."""
+    spec = dual_fed(4.0, on_feed_loss, count=10)
+    nodes = {node.name: NodeRecord(node.name, NodeState.CREDENTIALED) for node in spec.nodes}
+    rollout = RolloutRecord(1, (tuple(nodes),), finished=False)
+    steps = [Step(name, Action.BMC_POWER, "", {"reset": "On"}) for name in nodes]
+    went, refused = admit(steps, rollout, nodes, Site.of(spec))
+    assert len(went) == admitted
+    assert ("with feed" in refused[0].because) is (on_feed_loss == "survive")
