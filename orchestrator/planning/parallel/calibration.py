@@ -14,7 +14,7 @@ import numpy as np
 from orchestrator.domain.errors import BadInput
 from orchestrator.domain.run_row import RunRow
 from orchestrator.planning.parallel.cases import Floats
-from orchestrator.planning.parallel.constants import Table, resolve
+from orchestrator.planning.parallel.constants import FABRICS, Table, resolve
 from orchestrator.planning.parallel.fitting import Free, fit
 from orchestrator.planning.parallel.memory import with_recompute
 from orchestrator.planning.parallel.step_time import step_time
@@ -64,11 +64,11 @@ def calibrate(rows: Sequence[RunRow], tables: Tables = FITTED) -> Calibration:
     values: dict[str, dict[str, float]] = {}
     for item in free:
         values.setdefault(item.name, {})[item.key] = found.table[item.name][item.key]
-    intervals = {}
+    intervals: dict[str, tuple[float, float]] = {}
     for family, software in keys:
         own = found.log_errors[[pair == (family, software) for pair in zip(families, softwares, strict=True)]]
         width = max(LEAST_WIDTH, 1.64 * float(np.sqrt(np.mean(own**2))) * (1.0 + 2.0 / own.size))
-        intervals[f"{family}|{software}"] = (-width, width)
+        intervals |= {f"{family}|{software}{fabric}": (-width, width) for fabric in ("", *(f"@{name}" for name in FABRICS))}
     after = float(np.mean(np.abs(np.expm1(found.log_errors))))
     return Calibration(values, intervals, size, float(np.mean(np.abs(np.expm1(before)))), after)
 

@@ -1,8 +1,8 @@
 """Fitted on 2026-11-21 to 1336 measured step times and 154 measured memories; written by `rackray planner fit`.
 
-Method: `fitting.py` (robust, regularised least squares on log errors) from the starts in `constants.py`; what each constant means
-stands there and in `memory.py`. Intervals: `intervals.py`, from rows held back by configuration in five folds. Do not edit by
-hand.
+Method: `fitting.py` (robust, regularised least squares on log errors) from the starts in `constants.py`; what each
+constant means stands there and in `memory.py`. Intervals: `intervals.py`, from rows held back by configuration
+in five folds. Do not edit by hand.
 """
 
 from orchestrator.planning.parallel.constants import Table
@@ -405,26 +405,26 @@ MEMORY: Table = {
 
 STEP_TIME_INTERVALS: Quantiles = {
     "": (-0.2725, 0.5084),
-    "A100|composer": (-0.0852, 0.1286),
+    "A100|composer": (-0.0574, 0.0752),
     "A100|megatron-2021": (-0.2964, 0.0994),
-    "A100|megatron-deepspeed": (-0.1295, 0.1450),
-    "A100|zero-bubble": (-0.0404, 0.0430),
+    "A100|megatron-deepspeed": (-0.0541, 0.0603),
+    "A100|zero-bubble": (-0.0334, 0.0337),
     "B200|megatron-bridge": (-0.1497, 0.0805),
     "B200|megatron-core": (-0.1148, 0.1102),
     "B300|megatron-bridge": (-0.2458, 0.1299),
     "H100-500W|torchtitan": (-0.5009, 0.4281),
-    "H100|composer": (-0.0593, 0.0991),
-    "H100|nemo": (-0.0800, 0.0748),
+    "H100|composer": (-0.0634, 0.0794),
+    "H100|nemo": (-0.0655, 0.1090),
     "H100|xla": (-0.1244, 0.2605),
-    "composer": (-0.0709, 0.1115),
+    "composer": (-0.0574, 0.0770),
     "megatron-2021": (-0.2964, 0.0994),
     "megatron-bridge": (-0.0810, 0.1081),
     "megatron-core": (-0.1148, 0.1102),
-    "megatron-deepspeed": (-0.1295, 0.1450),
-    "nemo": (-0.0800, 0.0748),
+    "megatron-deepspeed": (-0.0541, 0.0603),
+    "nemo": (-0.0655, 0.1090),
     "torchtitan": (-0.5009, 0.4281),
     "xla": (-0.1244, 0.2605),
-    "zero-bubble": (-0.0404, 0.0430),
+    "zero-bubble": (-0.0334, 0.0337),
 }
 """Key → ends of ln(measured / predicted)."""
 

@@ -7,12 +7,13 @@ framework that no
 row was fitted on, of rows predicted with their whole framework held back.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TypeAlias
 
 import numpy as np
 
 from orchestrator.planning.parallel.cases import Cases, Floats
+from orchestrator.planning.parallel.constants import FABRICS
 
 COVERAGE = 0.90
 FEWEST = 12
@@ -21,19 +22,18 @@ UNKNOWN = ""
 """The key of frameworks without rows."""
 
 Quantiles: TypeAlias = Mapping[str, tuple[float, float]]
-"""Key ("family|software", "software" or "") → lower and upper end of ln(measured / predicted)."""
+"""Key ("family|software@fabric", "family|software", "software" or "") → lower and upper end of ln(measured / predicted)."""
 
 
-def quantiles_of(
-    log_errors: Floats, families: Sequence[str], softwares: Sequence[str], unknown: Floats
-) -> dict[str, tuple[float, float]]:
+def quantiles_of(log_errors: Floats, cases: Cases, unknown: Floats) -> dict[str, tuple[float, float]]:
     """Intervals by group from `log_errors` = ln(predicted / measured) of held-back rows, and from `unknown`, the same with the
     row's whole framework held back."""
     found = {UNKNOWN: _ends(-unknown[np.isfinite(unknown)])}
-    both = [f"{family}|{software}" for family, software in zip(families, softwares, strict=True)]
-    for keys in (both, list(softwares)):
-        for key in sorted(set(keys)):
-            errors = log_errors[np.array([k == key for k in keys]) & np.isfinite(log_errors)]
+    names = _names(cases)
+    for rank in range(3):
+        keys = np.array([name[rank] for name in names])
+        for key in sorted(set(keys.tolist())):
+            errors = log_errors[(keys == key) & np.isfinite(log_errors)]
             if errors.size >= FEWEST:
                 found[key] = _ends(-errors)
     return found
@@ -41,16 +41,19 @@ def quantiles_of(
 
 def ends(cases: Cases, quantiles: Quantiles) -> tuple[Floats, Floats]:
     """Factors on a prediction for the lower and the upper end of its interval, per case."""
-    size = max(len(cases.families), len(cases.softwares))
-    families = cases.families * (size if len(cases.families) == 1 else 1)
-    softwares = cases.softwares * (size if len(cases.softwares) == 1 else 1)
-    rows = [_of(quantiles, family, software) for family, software in zip(families, softwares, strict=True)]
-    factors = np.exp(np.array(rows))
+    names = _names(cases)
+    of = {name: next(quantiles[key] for key in (*name, UNKNOWN) if key in quantiles) for name in set(names)}
+    factors = np.exp(np.array([of[name] for name in names]))
     return factors[:, 0], factors[:, 1]
 
 
-def _of(quantiles: Quantiles, family: str, software: str) -> tuple[float, float]:
-    return next(quantiles[key] for key in (f"{family}|{software}", software, UNKNOWN) if key in quantiles)
+def _names(cases: Cases) -> list[tuple[str, str, str]]:
+    """Per case, the groups it belongs to, the closest first: GPU, framework and fabric; GPU and framework; framework."""
+    size = len(cases)
+    families, softwares = (np.broadcast_to(np.array(keys), (size,)).tolist() for keys in (cases.families, cases.softwares))
+    crosses = np.broadcast_to(cases.dp * cases.tp * cases.pp * cases.cp > cases.per_node, (size,)).tolist()
+    triples = zip(families, softwares, (FABRICS[int(crossed)] for crossed in crosses), strict=True)
+    return [(f"{family}|{software}@{fabric}", f"{family}|{software}", software) for family, software, fabric in triples]
 
 
 def _ends(values: Floats) -> tuple[float, float]:

@@ -205,7 +205,7 @@ def _nothing_fits(found: _Evaluated, job: PlanJob, cluster: GpuCluster) -> str:
     device = np.broadcast_to(found.memory.device_bytes, found.total_s.shape)
     least = int(np.argmin(device))
     return (
-        f"no layout of this model fits {cluster.nodes} nodes of {cluster.gpus_per_node} {cluster.gpu.name}: the leanest "
+        f"no layout of this model fits {cluster.nodes} x {cluster.gpus_per_node} {cluster.gpu.name}: the leanest "
         f"({layout_of(found.layouts[least])}) needs {device[least] / 2**30:.0f} GiB of "
         f"{cluster.gpu.memory_gib:.0f} GiB on its fullest GPU"
     )

@@ -24,6 +24,9 @@ from orchestrator.planning.parallel.study import (
 from orchestrator.planning.parallel.surface import as_text, fit_surface
 from orchestrator.planning.parallel.validation import Tables
 
+UNKNOWN_MEMORY = np.array([0.75, 0.85, 1.0, 1.15, 1.3])
+"""Predicted over measured memory that is reckoned with for a framework whose memory nobody published."""
+
 
 @dataclass(frozen=True, slots=True)
 class Refit:
@@ -69,9 +72,8 @@ def refit(rows: Iterable[RunRow]) -> Refit:
     table = fit_step_time(study, memory).table
     known = with_recompute(study.cases, memory)
     surface = fit_surface(known, np.log(step_time(known, resolve(table, known)).total_s / study.step_s))
-    families, softwares = study.cases.families, study.cases.softwares
-    step_intervals = quantiles_of(log_step, families, softwares, _framework_held_back(study, memory))
-    memory_intervals = quantiles_of(log_memory, families, softwares, np.log(1.0 / np.array([0.75, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3])))
+    step_intervals = quantiles_of(log_step, study.cases, _framework_held_back(study, memory))
+    memory_intervals = quantiles_of(log_memory, study.cases, np.log(UNKNOWN_MEMORY))
     return Refit(study, Tables(table, memory, step_intervals, memory_intervals, surface), log_step, log_memory)
 
 

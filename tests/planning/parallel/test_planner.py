@@ -72,7 +72,7 @@ def test_a_layout_that_does_not_divide_is_refused_in_one_sentence(layout: Layout
 
 
 def test_a_model_that_fits_nowhere_names_the_smallest_change() -> None:
-    with pytest.raises(BadInput, match="no layout of this model fits 1 nodes") as refused:
+    with pytest.raises(BadInput, match="no layout of this model fits 1 x 8") as refused:
         plan(a_job("gpt3-175b", batch=64, tokens=2048), cluster_by_hand("A100-80G", 1))
     more = int(refused.value.hint.split()[1])
     assert 1 <= more <= 63

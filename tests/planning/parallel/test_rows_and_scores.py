@@ -12,6 +12,7 @@ from orchestrator.drivers.run_rows import read_run_rows
 from orchestrator.planning.parallel.calibration import calibrate, calibrated
 from orchestrator.planning.parallel.constants import STARTS, resolve
 from orchestrator.planning.parallel.fitting import Free, fit
+from orchestrator.planning.parallel.intervals import ends, quantiles_of
 from orchestrator.planning.parallel.rows import OutOfScope, case_of
 from orchestrator.planning.parallel.scoring import kendall_tau, rankings
 from orchestrator.planning.parallel.step_time import step_time
@@ -177,3 +178,16 @@ def test_every_row_is_predicted_or_counted_with_a_reason() -> None:
     assert len(study) + len(study.left_out) == len(published_rows())
     assert np.all(np.isfinite(predict_rows(study).step_s))
     assert all(reason for _, reason in study.left_out)
+
+
+def test_intervals_hold_nine_of_ten_and_the_closest_group_wins() -> None:
+    rows = [a_row(name=f"{n}-{i}", n_gpus=n, dp=n) for n in (8, 64) for i in range(200)]
+    errors = np.concatenate([np.linspace(-0.1, 0.1, 200), np.linspace(-0.4, 0.4, 200)])
+    cases = study_of(rows).cases
+    found = quantiles_of(errors, cases, np.array([-1.0, 1.0]))
+    low, high = ends(cases, found)
+    inside = (np.exp(-errors) >= low) & (np.exp(-errors) <= high)
+    assert 0.88 <= inside.mean() <= 0.94
+    assert high[-1] / low[-1] > 2 * high[0] / low[0]
+    stranger = study_of([a_row(framework="brand new")]).cases
+    assert ends(stranger, found)[1][0] == pytest.approx(np.e)
