@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.domain.errors import BadInput, LeaseHeld, NotAsRequired
+from orchestrator.domain.errors import LeaseHeld, NotAsRequired
 from orchestrator.domain.event import CLUSTER, Event
 from orchestrator.domain.operation import Action, Operation, Status
 from orchestrator.domain.spec import ClusterSpec
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
 FOLLOW_EVERY_S = 0.5
 LISTEN_EVERY_S = 0.1
-REHEARSAL_TICK_S = 1.0
-"""What happens within so many virtual seconds is met in one tick of a rehearsal."""
 CELL_ACTIONS = (Action.CELL_OBSERVE, Action.RANK_START, Action.RANK_LOOK, Action.RANK_STOP)
 """Exchanges that go through the cell's own Ray; all others go through the management side."""
 
@@ -385,32 +383,29 @@ def lab_fault(folder: Path, node: str, fault: str, heal: bool, arguments: dict[s
 
 
 def rehearse(path: Path, faults: Path | None, seeds: Sequence[int]) -> "Iterator[Rehearsed]":
-    """The bring-up of a spec on simulated machines in virtual time, once per seed, each in a journal of its own.
-
-    Raises BadInput for a spec or fault profile that is wrong, before anything is played.
-    """
-    from orchestrator.domain.rehearsal import FaultProfile
-    from orchestrator.drivers.yaml_file import load_model
+    """The bring-up of a spec in virtual time, once per seed, each in a journal of its own. Raises BadInput for a bad file."""
+    from orchestrator.drivers.yaml_profile import read_profile
     from orchestrator.execution.journal import Journal
     from orchestrator.execution.rehearsal import rehearse as play
     from orchestrator.lab.simulation import SimulatedHands, SimulatedSite, VirtualClock
     from orchestrator.lab.simulation_weather import usual_profile
 
     loaded = load_spec(path)
-    profile = usual_profile(loaded.spec)
-    if faults is not None:
-        read = load_model(faults, FaultProfile)
-        profile, known = read.model, ", ".join(sorted(loaded.spec.feeds))
-        strange = [n for n, loss in enumerate(profile.feed_losses) if loss.feed not in loaded.spec.feeds]
-        if strange:
-            where = [("feed_losses", n, "feed") for n in strange]
-            raise BadInput([read.problem_at(place, "no such feed in the spec", f"it has {known}") for place in where])
+    profile = read_profile(faults, loaded.spec.feeds) if faults else usual_profile(loaded.spec)
     for seed in seeds:
         with tempfile.TemporaryDirectory(prefix="rackray-rehearsal-") as folder:
             site = SimulatedSite(loaded.spec, seed, profile=profile)
             journal = Journal(f"sqlite:///{folder}/state.db")
-            clock = VirtualClock(site, REHEARSAL_TICK_S)
-            yield play(journal, SimulatedHands(site), clock, Path(folder), loaded.spec, loaded.sha256, site.chain_s, seed)
+            yield play(
+                journal,
+                SimulatedHands(site),
+                VirtualClock(site, 1.0),
+                Path(folder),
+                loaded.spec,
+                loaded.sha256,
+                site.chain_s,
+                seed,
+            )
             journal.close()
 
 
@@ -418,11 +413,7 @@ def draw_rehearsal(rehearsed: "Rehearsed", spec: ClusterSpec, picture: Path) -> 
     """Nodes by state over time and draw against limits, as a picture; returns where it is."""
     from orchestrator.drivers.rehearsal_picture import draw_rehearsal as draw
 
-    samples = rehearsed.samples
-    said = f"{rehearsed.ready} of {rehearsed.nodes} nodes ready after {rehearsed.virtual_s / 3600:.2f} h"
-    title = f"{spec.cluster}: {said} (seed {rehearsed.seed})"
-    limits_w = {name: feed.limit_w for name, feed in spec.feeds.items()}
-    return draw([s.at_s for s in samples], [s.states for s in samples], [s.feed_w for s in samples], limits_w, title, picture)
+    return draw(rehearsed.samples, {name: feed.limit_w for name, feed in spec.feeds.items()}, rehearsed.title, picture)
 
 
 def demo(folder: Path, cluster_specs: Path) -> int:

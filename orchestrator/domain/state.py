@@ -153,16 +153,18 @@ def _ended(record: NodeRecord, event: Event) -> NodeRecord:
     data = event.data
     action, status = Action(data["action"]), Status(data["status"])
     was_open = record.open if record.open is not None and record.open.id == data["operation"] else None
-    record = changed(record, open=None if was_open else record.open)
+    opened = None if was_open else record.open
     if status is Status.DONE:
         values = {**(was_open.args if was_open else {}), **data["facts"]}
         facts = {**record.facts, action: Fact(event.at_s, values)}
-        return changed(record, facts=facts, failures=0, silences=0, failed_at_s=float("-inf"), last_problem="")
+        healed = {"failures": 0, "silences": 0, "failed_at_s": float("-inf"), "last_problem": ""}
+        return changed(record, open=opened, facts=facts, **healed)
     lost = was_open if status is Status.UNKNOWN and was_open else record.lost
     hopeless = status is Status.MISMATCH or (status is Status.REFUSED and not data.get("retryable", True))
     quiet = status in (Status.UNREACHABLE, Status.FENCED)
     return changed(
         record,
+        open=opened,
         lost=lost,
         failures=record.failures + (0 if quiet or data.get("takeover") else 1),
         silences=record.silences + (1 if quiet else 0),

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 COLOURS = {
     "enrolled": "#d0d0d0",
@@ -20,15 +21,19 @@ COLOURS = {
 """From grey over blue to green, in the order of the lifecycle; red for what needs a person."""
 
 
-def draw_rehearsal(
-    times_s: Sequence[float],
-    states: Sequence[Mapping[str, int]],
-    feed_w: Sequence[Mapping[str, float]],
-    limits_w: Mapping[str, float],
-    title: str,
-    picture: Path,
-) -> Path:
-    """Draw samples taken at `times_s`: nodes per state (stacked), watts reserved per feed against its limit.
+class Sample(Protocol):
+    """The fleet at one moment."""
+
+    @property
+    def at_s(self) -> float: ...
+    @property
+    def states(self) -> Mapping[str, int]: ...
+    @property
+    def feed_w(self) -> Mapping[str, float]: ...
+
+
+def draw_rehearsal(samples: Sequence[Sample], limits_w: Mapping[str, float], title: str, picture: Path) -> Path:
+    """Draw nodes per state (stacked) over time, and watts reserved per feed against its limit.
 
     The format follows from the picture's ending (.svg, .png, .pdf); the file appears whole. Returns where it is.
     """
@@ -36,7 +41,8 @@ def draw_rehearsal(
     import matplotlib
     from matplotlib.figure import Figure
 
-    hours = [at_s / 3600 for at_s in times_s]
+    hours = [sample.at_s / 3600 for sample in samples]
+    states = [sample.states for sample in samples]
     order = [state for state in COLOURS if any(sample.get(state) for sample in states)]
     order += sorted({state for sample in states for state in sample} - set(COLOURS))
     figure = Figure(figsize=(10, 7), layout="constrained")
@@ -48,7 +54,7 @@ def draw_rehearsal(
     above.margins(x=0, y=0)
     for number, (feed, limit_w) in enumerate(sorted(limits_w.items())):
         colour = f"C{number % 10}"
-        below.plot(hours, [sample.get(feed, 0.0) / 1000 for sample in feed_w], color=colour, label=f"feed {feed}")
+        below.plot(hours, [sample.feed_w.get(feed, 0.0) / 1000 for sample in samples], color=colour, label=f"feed {feed}")
         below.axhline(limit_w / 1000, color=colour, linestyle="--", linewidth=1, label=f"limit of {feed}")
     below.set(xlabel="hours", ylabel="reserved draw (kW)")
     below.set_ylim(bottom=0)

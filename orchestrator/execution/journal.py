@@ -5,6 +5,8 @@ SQLite in WAL mode with synchronous=FULL by default; any SQLAlchemy URL works, b
 `snapshots` (node records as a fold had them, so that a restart need not fold everything; throwing it away loses nothing).
 """
 
+import contextlib
+import gc
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -151,7 +153,7 @@ class Journal:
     def load(self) -> ClusterState:
         """The present state: the fold over all events; nodes begin at the latest snapshot, where there is one."""
         state = ClusterState()
-        with self._reading() as connection:
+        with self._reading() as connection, _no_collection():
             connection = connection.execution_options(yield_per=5000)
             head = connection.execute(sa.select(_SNAPSHOTS.c.seq, _SNAPSHOTS.c.data).where(_SNAPSHOTS.c.name == _HEAD)).first()
             upto = head.seq if head is not None and head.data == RECORD_SHAPE else 0
@@ -320,6 +322,18 @@ def _put_looks(connection: sa.Connection, looks: Sequence[Observation]) -> None:
     if looks:
         rows = [{"subject": x.subject, "key": x.key, "at_s": x.at_s, "data": _encode(x.data)} for x in looks]
         connection.execute(_PUT_LOOK, rows)
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """A fold makes millions of values and no circles among them: looking for circles meanwhile would double its time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 class _Reading:

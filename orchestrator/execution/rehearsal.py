@@ -68,6 +68,11 @@ class Rehearsed:
     samples: tuple[Sample, ...]
 
     @property
+    def title(self) -> str:
+        """What happened, in a line."""
+        return f"{self.ready} of {self.nodes} nodes ready after {self.virtual_s / 3600:.2f} h (seed {self.seed})"
+
+    @property
     def ready(self) -> int:
         """Nodes that came into service."""
         return self.states.get(NodeState.READY, 0) + self.states.get(NodeState.ALLOCATED, 0)

@@ -53,7 +53,7 @@ def a_large_fleet(nodes: int) -> ClusterSpec:
         "max_in_flight": 12_500,
         "failure_budget": 100,
         "stage_limit_s": 7200.0,
-        "poll_s": 5.0,
+        "poll_s": 30.0,
     }
     return a_fleet(nodes, lab_4().rollout.model_copy(update=policy))
 
