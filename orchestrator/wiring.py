@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.domain.errors import LeaseHeld, NotAsRequired
+from orchestrator.domain.errors import NotAsRequired
 from orchestrator.domain.event import CLUSTER, Event
 from orchestrator.domain.operation import Action, Operation, Status
 from orchestrator.domain.spec import ClusterSpec
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from orchestrator.execution.rehearsal import Rehearsed
     from orchestrator.execution.views import Views
 
-FOLLOW_EVERY_S = 0.5
 LISTEN_EVERY_S = 0.1
 CELL_ACTIONS = (Action.CELL_OBSERVE, Action.RANK_START, Action.RANK_LOOK, Action.RANK_STOP)
 """Exchanges that go through the cell's own Ray; all others go through the management side."""
@@ -120,59 +119,11 @@ class WallClock:
 def follow_or_control(
     folder: Path, until: "Callable[[Views], bool]", on_tick: "Callable[[Views], None]", spec: ClusterSpec | None = None
 ) -> None:
-    """Until `until(views)`: decide, if nobody else does, or follow who does; whoever follows takes over when the other ends.
+    """Until `until(views)`: decide, if nobody else does, or follow who does. See `execution/deciding.py`."""
+    from orchestrator.execution.deciding import Decider
 
-    `on_tick` is called after every look at the journal. `spec` names the cluster when none is applied yet.
-    Raises NotAsRequired when there is nothing to decide about.
-    """
-    from orchestrator.execution.views import Views
-
-    journal = open_journal(folder)
-    views = Views(journal, folder)
-    while True:
-        views.refresh()
-        on_tick(views)
-        if until(views):
-            return
-        lease = journal.lease()
-        if journal.is_free(lease, time.time()):
-            _control(folder, journal, views, until, on_tick, spec)
-            return
-        time.sleep(FOLLOW_EVERY_S)
-
-
-def _control(
-    folder: Path,
-    journal: "Journal",
-    views: "Views",
-    until: "Callable[[Views], bool]",
-    on_tick: "Callable[[Views], None]",
-    spec: ClusterSpec | None,
-) -> None:
-    from orchestrator.execution.controller import Controller
-    from orchestrator.execution.journal import LeaseLost
-
-    spec = spec or views.state.spec
-    if spec is None:
-        raise NotAsRequired("no spec has been applied", "apply one first: `rackray apply SPEC`")
-    clock = WallClock()
-    try:
-        epoch = journal.take_lease(_holder(), clock.now_s())
-    except LeaseHeld:
-        # Somebody was quicker; follow them.
-        return follow_or_control(folder, until, on_tick, spec)
-    controller = Controller(journal, build_hands(folder, spec), clock, epoch, folder)
-
-    def tick(_state: object) -> None:
-        views.refresh()
-        on_tick(views)
-
-    try:
-        controller.run(lambda _state: until(views), tick)
-    except LeaseLost:
-        return follow_or_control(folder, until, on_tick, spec)
-    finally:
-        controller.close()
+    decider = Decider(folder, open_journal(folder), WallClock(), _holder(), lambda site: build_hands(folder, site))
+    decider.run(until, on_tick, spec)
 
 
 def tell(folder: Path, kind: str, data: dict[str, Any]) -> str:
