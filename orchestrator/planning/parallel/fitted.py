@@ -1,12 +1,10 @@
-"""Fitted on 2026-11-21 to 1336 measured step times and 154 measured memories; written by `rackray planner fit`.
+"""Fitted constants of 2026-11-21, 1336 step times and 154 memories, by `rackray planner fit`. Do not edit by hand.
 
 Method: `fitting.py` (robust, regularised least squares on log errors) from the starts in `constants.py`; what each
-constant means stands there and in `memory.py`. Intervals: `intervals.py`, from rows held back by configuration
-in five folds. Do not edit by hand.
+constant means stands there and in `memory.py`.
 """
 
 from orchestrator.planning.parallel.constants import Table
-from orchestrator.planning.parallel.intervals import Quantiles
 
 STEP_TIME: Table = {
     "gemm": {
@@ -402,41 +400,3 @@ MEMORY: Table = {
         "zero-bubble": 0.04813,
     },
 }
-
-STEP_TIME_INTERVALS: Quantiles = {
-    "": (-0.2725, 0.5084),
-    "A100|composer": (-0.0574, 0.0752),
-    "A100|megatron-2021": (-0.2964, 0.0994),
-    "A100|megatron-deepspeed": (-0.0541, 0.0603),
-    "A100|zero-bubble": (-0.0334, 0.0337),
-    "B200|megatron-bridge": (-0.1497, 0.0805),
-    "B200|megatron-core": (-0.1148, 0.1102),
-    "B300|megatron-bridge": (-0.2458, 0.1299),
-    "H100-500W|torchtitan": (-0.5009, 0.4281),
-    "H100|composer": (-0.0634, 0.0794),
-    "H100|nemo": (-0.0655, 0.1090),
-    "H100|xla": (-0.1244, 0.2605),
-    "composer": (-0.0574, 0.0770),
-    "megatron-2021": (-0.2964, 0.0994),
-    "megatron-bridge": (-0.0810, 0.1081),
-    "megatron-core": (-0.1148, 0.1102),
-    "megatron-deepspeed": (-0.0541, 0.0603),
-    "nemo": (-0.0655, 0.1090),
-    "torchtitan": (-0.5009, 0.4281),
-    "xla": (-0.1244, 0.2605),
-    "zero-bubble": (-0.0334, 0.0337),
-}
-"""Key → ends of ln(measured / predicted)."""
-
-MEMORY_INTERVALS: Quantiles = {
-    "": (-0.2877, 0.2624),
-    "A100|megatron-deepspeed": (-0.0705, 0.1091),
-    "A100|zero-bubble": (-0.0461, 0.1124),
-    "B200|megatron-core": (-0.0365, 0.0650),
-    "H100-500W|torchtitan": (-0.0454, 0.2902),
-    "megatron-core": (-0.0365, 0.0650),
-    "megatron-deepspeed": (-0.0705, 0.1091),
-    "torchtitan": (-0.0454, 0.2902),
-    "zero-bubble": (-0.0461, 0.1124),
-}
-"""Key → ends of ln(measured / predicted)."""

@@ -1,6 +1,6 @@
-"""The surface over measured shapes, fitted on 2026-11-21 to 1336 step times; written by `rackray planner fit`. See `surface.py`.
+"""Surface over shapes of 2026-11-21, 1336 step times and 154 memories, by `rackray planner fit`. Do not edit by hand.
 
-Each line: GPU family|framework family, eight coordinates, weight. Do not edit by hand.
+Each line: GPU family|framework family, eight coordinates, weight; see `surface.py`.
 """
 
 SURFACE = """\

@@ -64,10 +64,14 @@ GPUS: Mapping[str, GpuType] = {
         _gpu("V100-16G", "V100", (125, 0, 0), (15.8, 900), 80, nvlink=150, watts=300, net=12.5),
         _gpu("A100-40G", "A100", (312, 0, 0), (39.4, 1555), 108, nvlink=300, watts=400, net=200),
         _gpu("A100-80G", "A100", (312, 0, 0), (79.2, 2039), 108, nvlink=300, watts=400, net=200),
+        _gpu("A100-40G-PCIe", "A100", (312, 0, 0), (39.4, 1555), 108, nvlink=26, watts=250, net=25),
+        _gpu("A100-80G-PCIe", "A100", (312, 0, 0), (79.2, 1935), 108, nvlink=26, watts=300, net=25),
         _gpu("A800-80G", "A100", (312, 0, 0), (79.2, 2039), 108, nvlink=200, watts=400, net=200),
         _gpu("H100-80G", "H100", (989, 1979, 0), (79.1, 3350), 132, nvlink=450, watts=700, net=400),
         _gpu("H800-80G", "H100", (989, 1979, 0), (79.1, 3350), 132, nvlink=200, watts=700, net=400),
         _gpu("H100-96G-HBM2e-500W", "H100-500W", (989, 1979, 0), (95.0, 2400), 132, nvlink=450, watts=500, net=400),
+        _gpu("H100-80G-PCIe", "H100", (756, 1513, 0), (79.1, 2000), 114, nvlink=52, watts=350, net=50),
+        _gpu("H20-96G", "H100", (148, 296, 0), (95.5, 4000), 78, nvlink=450, watts=400, net=400),
         _gpu("H200", "H100", (989, 1979, 0), (139.8, 4800), 132, nvlink=450, watts=700, net=400),
         _gpu("GH200", "H100", (989, 1979, 0), (94.5, 4000), 132, nvlink=450, domain=4, watts=900, net=200),
         _gpu("B200", "B200", (2250, 4500, 9000), (178.4, 7700), 148, nvlink=900, watts=1000, net=400),
@@ -85,6 +89,11 @@ ALIASES: Mapping[str, str] = {
     "A100": "A100-80G",
     "A100-SXM4-80GB": "A100-80G",
     "A100-SXM4-40GB": "A100-40G",
+    "A100-PCIE-40G": "A100-40G-PCIe",
+    "A100-PCIE-80G": "A100-80G-PCIe",
+    "A100-PCIE": "A100-40G-PCIe",
+    "H100-PCIE": "H100-80G-PCIe",
+    "H20": "H20-96G",
     "H100": "H100-80G",
     "H100-SXM": "H100-80G",
     "H100-SXM5-80GB": "H100-80G",
@@ -110,5 +119,5 @@ def find_gpu(name: str) -> GpuType | None:
     return known.get("-".join(sized)) or (known.get(sized[0]) if len(sized) == 1 else None)
 
 
-BOARD_WORDS = ("SXM", "HBM", "DGX", "HGX", "OAM", "TENSOR", "CORE", "GPU")
+BOARD_WORDS = ("SXM", "HBM", "DGX", "HGX", "OAM", "TENSOR", "CORE", "GPU", "TESLA")
 """Words of product names that say nothing the table tells apart. PCIe is not among them: those boards are slower."""

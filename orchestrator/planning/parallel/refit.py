@@ -93,29 +93,28 @@ def _framework_held_back(study: Study, memory: Table) -> Floats:
 
 
 def as_modules(done: Refit, date: str, command: str) -> dict[str, str]:
-    """The texts of `fitted.py` and `fitted_surface.py`: readable tables, sorted, four digits."""
+    """The texts of `fitted.py`, `fitted_intervals.py` and `fitted_surface.py`: readable tables, sorted, four digits."""
     rows = int(np.isfinite(done.study.step_s).sum())
     memory_rows = int(np.isfinite(done.study.memory_bytes).sum())
-    head = (
-        f'"""Fitted on {date} to {rows} measured step times and {memory_rows} measured memories; written by `{command}`.\n\n'
+    of = f"{date}, {rows} step times and {memory_rows} memories, by `{command}`. Do not edit by hand."
+    home = "from orchestrator.planning.parallel"
+    constants = (
+        f'"""Fitted constants of {of}\n\n'
         "Method: `fitting.py` (robust, regularised least squares on log errors) from the starts in `constants.py`; what each\n"
-        "constant means stands there and in `memory.py`. Intervals: `intervals.py`, from rows held back by configuration\n"
-        'in five folds. Do not edit by hand.\n"""\n\n'
-        "from orchestrator.planning.parallel.constants import Table\n"
-        "from orchestrator.planning.parallel.intervals import Quantiles\n"
+        f'constant means stands there and in `memory.py`.\n"""\n\n{home}.constants import Table\n'
     )
-    parts = [
-        _table("STEP_TIME", done.tables.step_time),
-        _table("MEMORY", done.tables.memory),
-        _intervals("STEP_TIME_INTERVALS", done.tables.step_intervals),
-        _intervals("MEMORY_INTERVALS", done.tables.memory_intervals),
-    ]
-    surface_head = (
-        f'"""The surface over measured shapes, of {date}, {rows} step times, by `{command}`; see `surface.py`.\n\n'
-        'Each line: GPU family|framework family, eight coordinates, weight. Do not edit by hand.\n"""\n\n'
-    )
-    shapes = surface_head + f'SURFACE = """\\\n{as_text(done.tables.surface)}"""\n'
-    return {"fitted.py": head + "".join(parts), "fitted_surface.py": shapes}
+    intervals = f'"""Intervals of {of}\n\nMethod: `intervals.py`, rows held back by configuration in five folds.\n"""\n\n'
+    intervals += f"{home}.intervals import Quantiles\n"
+    shapes = f'"""Surface over shapes of {of}\n\n'
+    shapes += 'Each line: GPU family|framework family, eight coordinates, weight; see `surface.py`.\n"""\n\n'
+    tables = done.tables
+    return {
+        "fitted.py": constants + _table("STEP_TIME", tables.step_time) + _table("MEMORY", tables.memory),
+        "fitted_intervals.py": intervals
+        + _intervals("STEP_TIME_INTERVALS", tables.step_intervals)
+        + _intervals("MEMORY_INTERVALS", tables.memory_intervals),
+        "fitted_surface.py": shapes + f'SURFACE = """\\\n{as_text(tables.surface)}"""\n',
+    }
 
 
 def _table(name: str, table: Table) -> str:

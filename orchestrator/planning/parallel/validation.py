@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from orchestrator.domain.run_row import RunRow
 from orchestrator.planning.parallel.cases import Cases, Floats
 from orchestrator.planning.parallel.constants import Constants, Table, resolve
-from orchestrator.planning.parallel.fitted import MEMORY, MEMORY_INTERVALS, STEP_TIME, STEP_TIME_INTERVALS
+from orchestrator.planning.parallel.fitted import MEMORY, STEP_TIME
+from orchestrator.planning.parallel.fitted_intervals import MEMORY_INTERVALS, STEP_TIME_INTERVALS
 from orchestrator.planning.parallel.fitted_surface import SURFACE
 from orchestrator.planning.parallel.intervals import Quantiles, ends
 from orchestrator.planning.parallel.memory import ROOM, memory_of, with_recompute

@@ -188,6 +188,6 @@ def test_intervals_hold_nine_of_ten_and_the_closest_group_wins() -> None:
     low, high = ends(cases, found)
     inside = (np.exp(-errors) >= low) & (np.exp(-errors) <= high)
     assert 0.88 <= inside.mean() <= 0.94
-    assert high[-1] / low[-1] > 2 * high[0] / low[0]
+    assert np.log(high[-1] / low[-1]) > 3 * np.log(high[0] / low[0])
     stranger = study_of([a_row(framework="brand new")]).cases
     assert ends(stranger, found)[1][0] == pytest.approx(np.e)
