@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 ANSWER = "RACKRAY-CELL "
+RAY_TITLE = b"ray::"
 MARKER = "RACKRAY_CELL_NODE"
 PATIENCE_S = 5.0
 """Between SIGTERM and SIGKILL: the raylet says good-bye to the cell meanwhile."""
@@ -148,10 +149,11 @@ def write_token(token: str) -> Path:
 
 def stop_node(name: str) -> int:
     """Ends every process of this node's Ray: SIGTERM, then SIGKILL. Returns how many there were. Raises Refusal."""
-    first = family(name)
+    sessions: set[int] = set()
+    first = family(name, sessions)
     _signal(first, signal.SIGTERM)
     until = time.monotonic() + PATIENCE_S
-    while (left := family(name)) and time.monotonic() < until + PATIENCE_S:
+    while (left := family(name, sessions)) and time.monotonic() < until + PATIENCE_S:
         if time.monotonic() > until:
             _signal(left, signal.SIGKILL)
         time.sleep(0.05)
@@ -160,18 +162,28 @@ def stop_node(name: str) -> int:
     return len(first)
 
 
-def family(name: str) -> list[int]:
-    """Pids of this user's processes that `start` made, and of their children. Found by the variable they inherited."""
-    wanted, mine, found = f"{MARKER}={name}".encode(), os.getuid(), []
+def family(name: str, sessions: set[int]) -> list[int]:
+    """Pids of this user's processes that `start` made, and of their children. Found by the variable they inherited.
+
+    Ray's agents set a title of their own (`ray::...`), which overwrites that variable: they are found by the session they share
+    with marked processes. `sessions` remembers those sessions between calls, for agents that outlive the marked ones.
+    """
+    wanted, found, titled = f"{MARKER}={name}".encode(), [], []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         try:
-            if entry.stat().st_uid == mine and wanted in (entry / "environ").read_bytes().split(b"\0"):
+            if entry.stat().st_uid != os.getuid():
+                continue
+            if wanted in (entry / "environ").read_bytes().split(b"\0"):
                 found.append(int(entry.name))
+                sessions.add(os.getsid(int(entry.name)))
+            elif (entry / "cmdline").read_bytes().startswith(RAY_TITLE):
+                titled.append((int(entry.name), os.getsid(int(entry.name))))
         except OSError:
             continue  # it ended while we looked, or it is not ours to read
-    return found
+    sessions.discard(os.getsid(0))
+    return found + [pid for pid, session in titled if session in sessions]
 
 
 def _signal(pids: Sequence[int], number: signal.Signals) -> None:

@@ -149,6 +149,24 @@ def test_leaving_ends_what_carries_the_nodes_mark_and_nothing_else(tmp_path: Pat
         other.wait()
 
 
+def test_leaving_ends_an_agent_whose_title_overwrote_its_environment() -> None:
+    # What setproctitle does to Ray's agents: the variable is gone, the title and the session are left.
+    script = "(exec -c -a ray::RuntimeEnvAgent /bin/sleep 300) & echo $!; wait"
+    environment = {"PATH": "/usr/bin:/bin", "RACKRAY_CELL_NODE": NODE}
+    raylet = subprocess.Popen(
+        ["/bin/bash", "-c", script], env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert raylet.stdout is not None
+    agent = int(raylet.stdout.readline())
+    title, until_s = Path(f"/proc/{agent}/cmdline"), time.monotonic() + 5
+    while not title.read_bytes().startswith(b"ray::") and time.monotonic() < until_s:
+        time.sleep(0.01)
+    assert set(cell_node.family(NODE, set())) == {raylet.pid, agent}
+    assert cell_node.stop_node(NODE) == 2
+    raylet.wait(timeout=5)
+    assert not title.exists() or title.read_bytes() == b""
+
+
 # ---------------------------------------------------------------------- the real thing
 @dataclass
 class Cell:
@@ -258,7 +276,7 @@ def test_a_rank_lives_through_its_agents_death_and_a_node_through_its_heads(cell
 def agent_pids() -> list[int]:
     """The agent's processes, by the title Ray gives to an actor's process."""
     found = []
-    for pid in cell_node.family(NODE):
+    for pid in cell_node.family(NODE, set()):
         try:
             if b"ray::NodeAgent" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 found.append(pid)
