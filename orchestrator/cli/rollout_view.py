@@ -1,12 +1,9 @@
 """Live progress of a rollout: a table that redraws itself on a terminal, one line per change where there is none."""
 
-import sys
 import time
-from types import TracebackType
 from typing import TYPE_CHECKING
 
-import click
-
+from orchestrator.cli.live import LiveLines
 from orchestrator.cli.output import time_range
 from orchestrator.domain.event import Event
 from orchestrator.domain.node import BRING_UP, SETTLED, NodeRecord, NodeState
@@ -15,38 +12,21 @@ from orchestrator.planning.estimate import StageTimes, late_nodes, time_left
 from orchestrator.planning.site import Site
 
 if TYPE_CHECKING:
-    from rich.live import Live
     from rich.table import Table
 
 STAGES = (*BRING_UP, NodeState.READY)
 MOST_ROWS = 24
-REDRAW_EVERY_S = 0.5
 
 
-class RolloutView:
-    """Shows what changes from the request `asked` on. A context manager: the live table ends with it."""
+class RolloutView(LiveLines):
+    """Shows what changes from the request `asked` on."""
 
     def __init__(self, asked: int) -> None:
+        super().__init__()
         self._asked = asked
         self._shown_seq = asked
-        self._began_s = time.monotonic()
-        self._drawn_s = 0.0
-        self._live: Live | None = None
         self._times = StageTimes()
         self._learned_seq = 0
-
-    def __enter__(self) -> "RolloutView":
-        if sys.stdout.isatty():
-            # rich costs 0.1 s to import; plain lines do not need it.
-            from rich.live import Live
-
-            self._live = Live(refresh_per_second=4, transient=True)
-            self._live.__enter__()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._live is not None:
-            self._live.__exit__(kind, error, trace)
 
     def show(self, views: Views) -> None:
         """Called after every look at the journal."""
@@ -54,21 +34,8 @@ class RolloutView:
             self._shown_seq = max(self._shown_seq, event.seq)
             line = line_for(event)
             if line:
-                self._print(line)
-        self._redraw(views)
-
-    def _print(self, line: str) -> None:
-        stamped = f"{time.monotonic() - self._began_s:6.1f} s  {line}"
-        if self._live is not None:
-            self._live.console.print(stamped, highlight=False, markup=False)
-        else:
-            click.echo(stamped)
-
-    def _redraw(self, views: Views) -> None:
-        if self._live is None or time.monotonic() - self._drawn_s < REDRAW_EVERY_S:
-            return
-        self._drawn_s = time.monotonic()
-        self._live.update(_table(views, time.monotonic() - self._began_s, self._outlook(views)))
+                self.say(line)
+        self.draw(lambda: _table(views, time.monotonic() - self.began_s, self._outlook(views)))
 
     def _outlook(self, views: Views) -> str:
         """The time left and who is stuck, from the stage times the journal holds so far."""
@@ -109,6 +76,7 @@ def line_for(event: Event) -> str:
 
 
 def _table(views: Views, seconds: float, outlook: str) -> "Table":
+    # rich costs 0.1 s to import, and only a terminal needs it.
     from rich.table import Table
 
     records = sorted(views.state.nodes.values(), key=_interest)

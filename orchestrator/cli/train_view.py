@@ -1,46 +1,32 @@
 """How a training run looks: a bar and numbers on a terminal, a line now and then where there is none, a summary at the end."""
 
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import click
-
+from orchestrator.cli.live import LiveLines
 from orchestrator.domain.event import Event
 from orchestrator.domain.run import RunRecord
 from orchestrator.domain.run_progress import RunProgress
 from orchestrator.execution.views import Views
 from orchestrator.planning.run_launch import rank_log_path
 
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
 LINE_EVERY_S = 2.0
 """Pause between two plain progress lines, in seconds."""
 
 
-class RunView:
-    """Follows one run. A context manager: the live display ends with it."""
+class RunView(LiveLines):
+    """Follows one run."""
 
     def __init__(self, run_id: str, from_seq: int) -> None:
+        super().__init__()
         self._run_id, self._seq = run_id, from_seq
-        self._began_s = time.monotonic()
         self._line_s = float("-inf")
         self._line_step = -1
-        self._live: Any = None
-
-    def __enter__(self) -> "RunView":
-        if sys.stdout.isatty():
-            # rich costs 0.1 s to import; plain lines do not need it.
-            from rich.live import Live
-
-            self._live = Live(refresh_per_second=4, transient=True)
-            self._live.__enter__()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._live is not None:
-            self._live.__exit__(kind, error, trace)
 
     def show(self, views: Views) -> None:
         """Called after every look at the journal."""
@@ -48,25 +34,17 @@ class RunView:
             self._seq = max(self._seq, event.seq)
             line = line_for(event) if event.subject == self._run_id else ""
             if line:
-                self._say(line)
+                self.say(line)
         run, progress = views.state.runs.get(self._run_id), views.run_progress(self._run_id)
         if run is None:
             return
-        if self._live is not None:
-            self._live.update(_panel(run, progress))
-        elif progress is not None and progress.lines and self._is_due(progress.step):
+        self.draw(lambda: _panel(run, progress))
+        if not self.is_terminal and progress is not None and progress.lines and self._is_due(progress.step):
             self._line_s, self._line_step = time.monotonic(), progress.step
-            self._say(progress_words(run, progress))
+            self.say(progress_words(run, progress))
 
     def _is_due(self, step: int) -> bool:
         return step != self._line_step and time.monotonic() >= self._line_s + LINE_EVERY_S
-
-    def _say(self, line: str) -> None:
-        stamped = f"{time.monotonic() - self._began_s:6.1f} s  {line}"
-        if self._live is not None:
-            self._live.console.print(stamped, highlight=False, markup=False)
-        else:
-            click.echo(stamped)
 
 
 def line_for(event: Event) -> str:
@@ -171,7 +149,8 @@ def list_row(run: RunRecord, progress: RunProgress | None) -> dict[str, Any]:
     }
 
 
-def _panel(run: RunRecord, progress: RunProgress | None) -> object:
+def _panel(run: RunRecord, progress: RunProgress | None) -> "RenderableType":
+    # rich costs 0.1 s to import, and only a terminal needs it.
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.text import Text
