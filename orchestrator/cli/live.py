@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Self
 
 import click
 
+from orchestrator.domain.event import Event
+from orchestrator.execution.views import Views
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.live import Live
@@ -18,8 +21,10 @@ REDRAW_EVERY_S = 0.5
 class LiveLines:
     """Base of the live views. A context manager: the display ends with it, the lines stay."""
 
-    def __init__(self) -> None:
+    def __init__(self, from_seq: int) -> None:
+        """`from_seq`: events above it are news."""
         self.began_s = time.monotonic()
+        self._from_seq = self._shown_seq = from_seq
         self._drawn_s = float("-inf")
         self._live: Live | None = None
 
@@ -35,6 +40,14 @@ class LiveLines:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._live is not None:
             self._live.__exit__(kind, error, trace)
+
+    def news(self, views: Views) -> list[Event]:
+        """Events that have not been shown yet; the journal is asked only when the last look at it brought some."""
+        if not views.latest and self._shown_seq != self._from_seq:
+            return []
+        events = views.events_since(self._shown_seq)
+        self._shown_seq = max([self._shown_seq, *(event.seq for event in events)])
+        return events
 
     @property
     def is_terminal(self) -> bool:

@@ -22,16 +22,13 @@ class RolloutView(LiveLines):
     """Shows what changes from the request `asked` on."""
 
     def __init__(self, asked: int) -> None:
-        super().__init__()
-        self._asked = asked
-        self._shown_seq = asked
+        super().__init__(asked)
         self._times = StageTimes()
         self._learned_seq = 0
 
     def show(self, views: Views) -> None:
         """Called after every look at the journal."""
-        for event in views.events_since(self._shown_seq) if views.latest or self._shown_seq == self._asked else ():
-            self._shown_seq = max(self._shown_seq, event.seq)
+        for event in self.news(views):
             line = line_for(event)
             if line:
                 self.say(line)

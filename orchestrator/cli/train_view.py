@@ -23,15 +23,14 @@ class RunView(LiveLines):
     """Follows one run."""
 
     def __init__(self, run_id: str, from_seq: int) -> None:
-        super().__init__()
-        self._run_id, self._seq = run_id, from_seq
+        super().__init__(from_seq)
+        self._run_id = run_id
         self._line_s = float("-inf")
         self._line_step = -1
 
     def show(self, views: Views) -> None:
         """Called after every look at the journal."""
-        for event in views.events_since(self._seq):
-            self._seq = max(self._seq, event.seq)
+        for event in self.news(views):
             line = line_for(event) if event.subject == self._run_id else ""
             if line:
                 self.say(line)

@@ -89,7 +89,3 @@ class Prediction:
     """Share of wall-clock time that ends up in kept steps: checkpoints, failures and repeated steps taken off."""
     checkpoint_every_s: float
     """The interval at which that share is largest (Young 1974; Daly 2006)."""
-
-    @property
-    def kept_tokens_per_s(self) -> float:
-        return self.tokens_per_s * self.goodput

@@ -55,12 +55,6 @@ class RunMeasured:
         """Bytes per GPU: GiB where the kind says so, else GB as nvidia-smi style tools mean it (2^30 too)."""
         return None if self.memory_gb is None else self.memory_gb * 2.0**30
 
-    @property
-    def memory_is_reserved(self) -> bool:
-        """Reserved by the allocator (or seen from outside), not merely allocated in it."""
-        kind = self.memory_kind.lower()
-        return "reserved" in kind.split("(")[0] or "smi" in kind or "node" in kind or not kind
-
 
 @dataclass(frozen=True, slots=True)
 class RunRow:

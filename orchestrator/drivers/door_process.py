@@ -108,11 +108,6 @@ class DoorProcess:
         # A head that is just being started is not waited for: it would only be adopted next time.
         self._keeper.join(timeout=1.0)
 
-    @property
-    def is_open(self) -> bool:
-        """Whether operations are handed over at once."""
-        return self._ready
-
     def _expire(self) -> None:
         """Gives an outcome to what has waited too long. The lock is held."""
         now_s = self._now_s()

@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from ipaddress import ip_network
 from itertools import islice
 
@@ -41,19 +40,6 @@ def check_links(spec: ClusterSpec) -> Iterator[Finding]:
         yield from study.take(index, link)
     yield from study.rails()
     yield from _rail_subnets(spec)
-
-
-@dataclass(frozen=True, slots=True)
-class _Spot:
-    """Where a machine stands, in metres."""
-
-    rack: str
-    up_m: float
-    """From the floor of the rack to the machine's lowest unit."""
-    height_m: float
-    """Of the rack."""
-    x_m: float | None
-    y_m: float | None
 
 
 class _Study:

@@ -34,11 +34,6 @@ def check_power_tree(spec: ClusterSpec) -> Iterator[Finding]:
         yield from _loads(spec, power_report(spec))
 
 
-def has_sound_tree(spec: ClusterSpec) -> bool:
-    """Whether `power_report` can be asked about `spec`."""
-    return spec.power is not None and not any(True for check in (_structure, _supplies) for _ in check(spec))
-
-
 def _structure(spec: ClusterSpec) -> Iterator[Finding]:
     assert spec.power is not None, "asked only about specs with a tree"  # noqa: S101 - tells the type checker
     elements = spec.power.elements

@@ -52,6 +52,10 @@ class FakeViews:
     def progress_lines(self, run_id: str) -> Path:
         return self.home / "runs" / run_id / "progress.jsonl"
 
+    @property
+    def latest(self) -> list[Event]:
+        return self.events
+
     def events_since(self, seq: int) -> list[Event]:
         return [event for event in self.events if event.seq > seq]
 

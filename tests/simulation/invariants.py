@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from orchestrator.domain.event import Event
-from orchestrator.domain.node import LEGAL_MOVES, SETTLED, NodeRecord, NodeState
+from orchestrator.domain.node import SETTLED, NodeRecord, NodeState, can_move
 from orchestrator.domain.operation import MUTATING, Action, Operation
 from orchestrator.domain.rollout import is_untouched
 from orchestrator.domain.spec import ClusterSpec
@@ -101,7 +101,7 @@ def moves_are_legal(event: Event, state: ClusterState, site: SimulatedSite, past
     """The lifecycle's table."""
     if event.kind == "node.moved":
         old, new = state.nodes[event.subject].state, NodeState(event.data["to"])
-        if new not in LEGAL_MOVES[old] or str(old) != event.data["from"]:
+        if not can_move(old, new) or str(old) != event.data["from"]:
             yield f"{event.subject} went from {old} (said: {event.data['from']}) to {new}"
 
 

@@ -28,10 +28,6 @@ class Played:
     busy_s: tuple[float, ...]
     """Per rank."""
 
-    @property
-    def idle_share(self) -> float:
-        return 1.0 - sum(self.busy_s) / (len(self.busy_s) * self.makespan_s)
-
 
 def pipeline_s(chunks: Sequence[Sequence[Chunk]], micro_batches: int, send_s: float) -> float:
     """Seconds from the first forward to the last backward; long runs are extrapolated from shorter ones.

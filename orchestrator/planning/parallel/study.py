@@ -92,12 +92,6 @@ def configuration(row: RunRow) -> str:
     )
 
 
-def model_shape(row: RunRow) -> str:
-    """Rows of one model on one GPU type, for the harder split that holds back whole models."""
-    i = row.inputs
-    return repr((i.gpu, i.layers, i.hidden, i.heads))
-
-
 def folds_of(rows: Sequence[RunRow], key: Callable[[RunRow], str] = configuration, folds: int = FOLDS) -> NDArray[np.intp]:
     """The fold of each row: a hash of its key, so that the split never depends on the order of rows."""
     return np.array([int(hashlib.sha256(key(row).encode()).hexdigest(), 16) % folds for row in rows], dtype=np.intp)
