@@ -3,11 +3,9 @@
 Decisions are `planning/run_steps.py`'s and the meaning of answers is `planning/run_observe.py`'s; here they are carried out.
 """
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from orchestrator.domain.event import Event
 from orchestrator.domain.operation import Operation, Outcome
@@ -17,6 +15,7 @@ from orchestrator.domain.run_progress import RunProgress, RunSeen
 from orchestrator.domain.state import ClusterState
 from orchestrator.drivers.interfaces import Clock, Hands
 from orchestrator.execution.journal import Journal, Observation
+from orchestrator.execution.run_lines import keep_lines, lines_path
 from orchestrator.execution.views import PROGRESS_KEY
 from orchestrator.planning.placement import placeable
 from orchestrator.planning.run_observe import handed_over, observe_outcome, seen_for
@@ -34,8 +33,6 @@ from orchestrator.planning.site import Site
 
 MOST_DECISIONS = 20
 """Decisions about one run in one tick; more would be a circle in its lifecycle."""
-TAIL_LINES = 400
-"""Lines at the end of a kept progress file among which a repeated one is looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +82,7 @@ class RunKeeper:
             found = observe_outcome(run, seen_for(run, self._seen.get(run.id)), before, flying.step, outcome, now_s)
             self._seen[run.id] = found.seen
             if found.lines:
-                self._keep_lines(run.id, found.lines)
+                keep_lines(lines_path(self._home, run.id), found.lines)
             if found.progress != before:
                 self._progress[run.id] = looks[run.id] = found.progress
             self._commit(list(found.events), now_s)
@@ -142,12 +139,3 @@ class RunKeeper:
             operations.append(operation)
         self._seen[run.id] = handed_over(seen_for(run, self._seen.get(run.id)), steps, self._clock.now_s())
         self._hands.submit(operations)
-
-    def _keep_lines(self, run_id: str, lines: Sequence[Mapping[str, Any]]) -> None:
-        """Append rank 0's lines to the run's file, for curves and logs; what a killed controller kept already is left out."""
-        path = self._home / "runs" / run_id / "progress.jsonl"
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        kept = path.read_text().splitlines()[-TAIL_LINES:] if path.exists() else []
-        new = [text for text in (json.dumps(dict(line), sort_keys=True) for line in lines) if text not in kept]
-        with path.open("a") as file:
-            file.writelines(f"{text}\n" for text in new)

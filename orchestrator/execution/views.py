@@ -8,6 +8,7 @@ from orchestrator.domain.run import RunRecord
 from orchestrator.domain.run_progress import RunProgress
 from orchestrator.domain.state import ClusterState
 from orchestrator.execution.journal import Journal, Lease
+from orchestrator.execution.run_lines import lines_path
 
 PROGRESS_KEY = "progress"
 """Key under which a run's latest progress stands in the observations table."""
@@ -53,7 +54,7 @@ class Views:
 
     def progress_lines(self, run_id: str) -> Path:
         """The file of rank 0's progress lines, as far as the controller has fetched them."""
-        return self._home / "runs" / run_id / "progress.jsonl"
+        return lines_path(self._home, run_id)
 
     def events_since(self, seq: int) -> list[Event]:
         """Events above `seq`, oldest first."""

@@ -192,8 +192,9 @@ def test_kills_and_training_have_left_no_secret_anywhere(world: LabWorld) -> Non
 
 
 def told(world: LabWorld) -> list[dict[str, Any]]:
-    """The lines of the run's rank 0, as the home keeps them."""
-    return [json.loads(line) for path in (world.home / "runs").glob("*/progress.jsonl") for line in path.read_text().splitlines()]
+    """The lines of the run's rank 0, as the home keeps them; the last one is whole only once its writer has come back."""
+    kept = [path.read_text() for path in (world.home / "runs").glob("*/progress.jsonl")]
+    return [json.loads(line) for text in kept for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 def told_steps(world: LabWorld) -> list[int]:
