@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import queue
 import signal
 import subprocess
+import sys
+import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from model.contract import EventLine, ProgressLine, RunSpec, read_progress
 
@@ -39,17 +42,82 @@ def tiny_spec(folder: Path, **changes: Any) -> RunSpec:
     return RunSpec.from_json(json.dumps(tiny_run(folder, **changes)))
 
 
+class Rank:
+    """A forked rank; what `subprocess.Popen` would be."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self.ended = threading.Event()
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def wait(self, timeout_s: float) -> int:
+        assert self.ended.wait(timeout_s), f"rank process {self.pid} does not end"
+        assert self.returncode is not None
+        return self.returncode
+
+    def send_signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        if not self.ended.is_set():
+            self.send_signal(signal.SIGKILL)
+            self.wait(60)
+
+
+class RankServer:
+    """The process that ranks are forked from (tests/model/rank_server.py)."""
+
+    def __init__(self) -> None:
+        here = Path(__file__).parent
+        command = [sys.executable, str(here / "rank_server.py")]
+        environment = {**os.environ, "PYTHONPATH": f"{PROJECT}{os.pathsep}{here}"}
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=PROJECT, env=environment, text=True
+        )
+        self._ranks: dict[int, Rank] = {}
+        self._started: queue.Queue[Rank] = queue.Queue()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def start(self, arguments: list[str], environment: dict[str, str], directory: Path, log: Path, breaking: str = "") -> Rank:
+        """`breaking` names a point of tests/model/breaking_points.py where the rank is to die; empty for none."""
+        order = {"arguments": arguments, "environment": environment, "directory": str(directory), "log": str(log)}
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({**order, "break": breaking}) + "\n")
+        self._process.stdin.flush()
+        return self._started.get(timeout=120)
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(60)
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            said = json.loads(line)
+            if "pid" in said:
+                rank = self._ranks[said["pid"]] = Rank(said["pid"])
+                self._started.put(rank)
+            else:
+                rank = self._ranks[said["ended"]]
+                rank.returncode = said["code"]
+                rank.ended.set()
+
+
 @dataclass
 class Launch:
     """The ranks of one run as processes of this machine."""
 
     spec: RunSpec
     logs: list[Path]
-    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    processes: list[Rank] = field(default_factory=list)
 
     def wait(self) -> list[int]:
         """Exit codes by rank, once all have ended."""
-        return [process.wait(timeout=400) for process in self.processes]
+        return [process.wait(400) for process in self.processes]
 
     def wait_for_step(self, step: int) -> None:
         """Returns once rank 0 has told of `step`."""
@@ -80,4 +148,7 @@ class Launch:
         return "\n".join(f"--- rank {i} ---\n{log.read_text()[-3000:]}" for i, log in enumerate(self.logs))
 
 
-Launcher = Callable[[RunSpec], Launch]
+class Launcher(Protocol):
+    """Starts the ranks of a run; they die at the point `breaking` names, if any."""
+
+    def __call__(self, spec: RunSpec, breaking: str = "") -> Launch: ...
