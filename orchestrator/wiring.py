@@ -403,7 +403,7 @@ def ansible_variables(folder: Path, views: "Views") -> dict[str, dict[str, Any]]
         return {}
     site = Site.of(spec)
     pinned = {
-        name: record for name, record in views.state.nodes.items() if name in site.nodes and record.pins.get("ssh_host_key")
+        name: record for name, record in views.state.nodes.items() if name in site.computes and record.pins.get("ssh_host_key")
     }
     variables = {}
     for name, record in pinned.items():

@@ -14,10 +14,11 @@ from orchestrator.cli.plan_file import PlanFile, must_still_hold, read_plan
 from orchestrator.cli.rollout_view import RolloutView
 from orchestrator.domain.errors import BadInput, NotAsRequired
 from orchestrator.domain.event import Event
-from orchestrator.domain.node import BRING_UP, SETTLED, NodeState
+from orchestrator.domain.node import BRING_UP, SETTLED, NodeRecord, NodeState
 from orchestrator.domain.spec import ClusterSpec
 from orchestrator.execution.controller import everything_settled
 from orchestrator.execution.views import Views
+from orchestrator.planning.site import Site
 
 
 @click.command()
@@ -32,7 +33,7 @@ def apply(spec: Path, limit: str, yes: bool) -> int:
     """
     folder = wiring.home()
     wanted = _wanted(spec, limit)
-    names = [node.name for node in narrowed(wanted.spec, wanted.limit).nodes]
+    names = [machine.name for machine in narrowed(wanted.spec, wanted.limit).managed()]
     if not yes:
         _ask(narrowed(wanted.spec, wanted.limit))
     data = {"spec": wanted.spec.model_dump(mode="json"), "text": wanted.text, "sha256": wanted.sha256, "file": wanted.file}
@@ -66,9 +67,9 @@ def _ask(spec: ClusterSpec) -> None:
     planned, _ = make_plan(spec)
     if not planned:
         return
-    print_plan(planned)
+    print_plan(planned, spec)
     print_time(spec, planned)
-    if not confirm(f"Bring up {len({each.step.node for each in planned})} nodes?", yes=False):
+    if not confirm(f"Bring up {Site.of(spec).words({each.step.node for each in planned})}?", yes=False):
         raise NotAsRequired("nothing was done")
 
 
@@ -80,9 +81,9 @@ def _conclude(views: Views, asked: int, names: list[str], seconds: float) -> int
     records = [record for record in records if record.state is not NodeState.RETIRED]
     ready = [record for record in records if record.state in (NodeState.READY, NodeState.ALLOCATED)]
     if answer.startswith("nothing to do"):
-        click.echo(f"{answer}; {len(ready)} of {len(records)} are ready")
+        click.echo(f"{answer}; {_share(ready, records)} are ready")
     else:
-        click.echo(f"{len(ready)} of {len(records)} nodes are ready after {seconds:.0f} s")
+        click.echo(f"{_share(ready, records)} are ready after {seconds:.0f} s")
         print_stage_times(views.events_since(asked))
     for record in records:
         if record not in ready:
@@ -94,6 +95,16 @@ def _conclude(views: Views, asked: int, names: list[str], seconds: float) -> int
         click.echo(f"the rollout stopped: {rollout.stopped_because}", err=True)
         click.echo("  way out: `rackray rollout status` shows what failed; `rackray rollout resume` accepts it", err=True)
     return 0 if len(ready) == len(records) else 1
+
+
+def _share(ready: Sequence[NodeRecord], records: Sequence[NodeRecord]) -> str:
+    """`3 of 4 nodes`, and where there is equipment ` and 2 of 2 pieces of equipment`."""
+    parts = []
+    for noun, is_equipment in (("nodes", False), ("pieces of equipment", True)):
+        asked = sum(record.is_equipment is is_equipment for record in records)
+        if asked:
+            parts.append(f"{sum(record.is_equipment is is_equipment for record in ready)} of {asked} {noun}")
+    return " and ".join(parts) or "0 of 0 nodes"
 
 
 def print_stage_times(events: Sequence[Event]) -> None:

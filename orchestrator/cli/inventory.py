@@ -26,7 +26,7 @@ def inventory(listing: bool, host: str) -> None:
         return
     site = Site.of(spec)
     groups: dict[str, dict[str, list[str]]] = {}
-    for name in site.nodes:
+    for name in site.computes:
         labels = site.labels(name)
         for group in (
             f"rack_{labels['rack']}",

@@ -7,13 +7,13 @@ import ast
 import inspect
 import re
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
 
 from orchestrator.cli.main import COMMANDS
-from orchestrator.domain.node import BRING_UP, LEGAL_MOVES, NodeState
+from orchestrator.domain.node import BRING_UP, EQUIPMENT_BRING_UP, EQUIPMENT_MOVES, LEGAL_MOVES, NodeState
 from orchestrator.domain.run import LEGAL_RUN_MOVES, RunState
 
 _PART = re.compile(r"(?P<begin><!-- drawn: (?P<name>[^>]*?) -->\n)(?P<body>.*?)(?P<end><!-- end: (?P=name) -->)", re.DOTALL)
@@ -54,16 +54,16 @@ def state_table(states: type[S], moves: Mapping[S, Collection[S]], meaning: str)
     return "\n".join([f"| state | {meaning} | may become |", "|---|---|---|", *rows])
 
 
-def node_drawing() -> str:
-    """The node's life as a Mermaid diagram: bring-up in one box, with one arrow for a move that all of its states have."""
-    common = frozenset.intersection(*(LEGAL_MOVES[state] for state in BRING_UP))
-    lines = ["```mermaid", "stateDiagram-v2", "    [*] --> bring_up", "    state bring_up {", f"        [*] --> {BRING_UP[0]}"]
-    lines += [f"        {old} --> {new}" for old, new in _arrows(NodeState, LEGAL_MOVES) if {old, new} <= {*BRING_UP}]
+def node_drawing(bring_up: Sequence[NodeState] = BRING_UP, moves: Mapping[NodeState, Collection[NodeState]] = LEGAL_MOVES) -> str:
+    """A machine's life as a Mermaid diagram: bring-up in one box, with one arrow for a move that all of its states have."""
+    common = frozenset.intersection(*(frozenset(moves[state]) for state in bring_up))
+    lines = ["```mermaid", "stateDiagram-v2", "    [*] --> bring_up", "    state bring_up {", f"        [*] --> {bring_up[0]}"]
+    lines += [f"        {old} --> {new}" for old, new in _arrows(NodeState, moves) if {old, new} <= {*bring_up}]
     lines += ["    }", *(f"    bring_up --> {state}" for state in NodeState if state in common)]
-    for old, new in _arrows(NodeState, LEGAL_MOVES):
-        if not {old, new} <= {*BRING_UP} and not (old in BRING_UP and new in common):
+    for old, new in _arrows(NodeState, moves):
+        if not {old, new} <= {*bring_up} and not (old in bring_up and new in common):
             lines.append(f"    {old} --> {new}")
-    return "\n".join([*lines, *_endings(NodeState, LEGAL_MOVES), "```"])
+    return "\n".join([*lines, *_endings(NodeState, moves), "```"])
 
 
 def run_drawing() -> str:
@@ -82,6 +82,7 @@ def command_table() -> str:
 DRAWN: Mapping[str, Callable[[], str]] = {
     "states of a node": lambda: state_table(NodeState, LEGAL_MOVES, "what has been proven"),
     "life of a node": node_drawing,
+    "life of equipment": lambda: node_drawing(EQUIPMENT_BRING_UP, EQUIPMENT_MOVES),
     "states of a run": lambda: state_table(RunState, LEGAL_RUN_MOVES, "what it means"),
     "life of a run": run_drawing,
     "commands": command_table,
@@ -98,11 +99,11 @@ def _redraw(found: re.Match[str]) -> str:
 
 def _arrows(states: type[S], moves: Mapping[S, Collection[S]]) -> list[tuple[S, S]]:
     """All moves, in the order of the enum, so that a drawing only changes when the table does."""
-    return [(old, new) for old in states for new in states if new in moves[old]]
+    return [(old, new) for old in states for new in states if new in moves.get(old, ())]
 
 
 def _endings(states: type[S], moves: Mapping[S, Collection[S]]) -> list[str]:
-    return [f"    {state} --> [*]" for state in states if not moves[state]]
+    return [f"    {state} --> [*]" for state in states if state in moves and not moves[state]]
 
 
 def _names(states: type[S], chosen: Collection[S]) -> str:

@@ -6,7 +6,7 @@ from orchestrator.domain.state import ClusterState
 
 def chosen(text: str, state: ClusterState) -> list[str]:
     """The nodes `text` names, in the spec's order; all when it is empty. Raises BadInput for unknown or unreadable names."""
-    order = [node.name for node in state.spec.nodes] if state.spec else []
+    order = [machine.name for machine in state.spec.managed()] if state.spec else []
     order += [name for name in state.nodes if name not in set(order)]
     return chosen_from(text, order, "the applied spec")
 

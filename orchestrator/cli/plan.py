@@ -49,7 +49,7 @@ def plan(spec: Path, as_json: bool, output: Path | None, limit: str, offline: bo
     if as_json:
         print_json({"steps": [as_row(each) for each in planned]})
         return
-    print_plan(planned)
+    print_plan(planned, loaded.spec)
     print_time(loaded.spec, planned)
     if silent:
         click.echo(
@@ -58,13 +58,17 @@ def plan(spec: Path, as_json: bool, output: Path | None, limit: str, offline: bo
 
 
 def limited(spec: ClusterSpec, limit: str) -> list[str]:
-    """The nodes that `--limit` names; empty when it is not given. Raises BadInput for nodes the spec does not have."""
-    return chosen_from(limit, [node.name for node in spec.nodes], "the spec") if limit else []
+    """The machines that `--limit` names; empty when it is not given. Raises BadInput for those the spec does not bring up."""
+    return chosen_from(limit, [machine.name for machine in spec.managed()], "the spec") if limit else []
 
 
 def narrowed(spec: ClusterSpec, names: Collection[str]) -> ClusterSpec:
-    """`spec` with only the nodes called `names`; whole when there are none."""
-    return spec.model_copy(update={"nodes": tuple(node for node in spec.nodes if node.name in names)}) if names else spec
+    """`spec` with only the machines called `names`; whole when there are none."""
+    if not names:
+        return spec
+    nodes = tuple(node for node in spec.nodes if node.name in names)
+    equipment = tuple(item for item in spec.equipment if item.name in names)
+    return spec.model_copy(update={"nodes": nodes, "equipment": equipment})
 
 
 def journal_seq() -> int:
@@ -118,15 +122,18 @@ def as_row(planned: PlannedStep) -> dict[str, Any]:
     return {"node": step.node, "action": str(step.action), "because": step.because, "wave": planned.wave}
 
 
-def print_plan(planned: list[PlannedStep]) -> None:
-    """The steps for people, wave by wave."""
+def print_plan(planned: list[PlannedStep], spec: ClusterSpec) -> None:
+    """The steps for people, wave by wave; equipment is counted apart."""
+    if mute := sum(item.bmc is None for item in spec.equipment):
+        click.echo(f"{mute} of {len(spec.equipment)} pieces of equipment have no BMC: nothing is done with them", err=True)
     if not planned:
         click.echo("nothing to do: every node of the spec is settled")
         return
+    site = Site.of(spec)
     for wave in sorted({each.wave for each in planned}):
         steps = [each.step for each in planned if each.wave == wave]
         nodes = sorted({step.node for step in steps})
-        click.echo(f"wave {wave}: {len(nodes)} nodes, {len(steps)} steps ({', '.join(nodes)})")
+        click.echo(f"wave {wave}: {site.words(nodes)}, {len(steps)} steps ({', '.join(nodes)})")
         print_table(("node", "step", "because"), [(step.node, _words(step.action, step.args), step.because) for step in steps])
         click.echo()
 

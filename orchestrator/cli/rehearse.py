@@ -45,7 +45,7 @@ def rehearse(spec: Path, seed: int, seeds: int, faults: Path | None, picture: Pa
         print_json(as_rows(played, real_s))
     else:
         print_report(played, loaded.spec, real_s)
-    return 0 if all(each.ready == each.nodes for each in played) else 1
+    return 0 if all((each.ready, each.equipment_ready) == (each.nodes, each.equipment) for each in played) else 1
 
 
 def as_rows(played: Sequence[Rehearsed], real_s: float) -> dict[str, Any]:
@@ -55,6 +55,8 @@ def as_rows(played: Sequence[Rehearsed], real_s: float) -> dict[str, Any]:
             "seed": each.seed,
             "nodes": each.nodes,
             "ready": each.ready,
+            "equipment": each.equipment,
+            "equipment_ready": each.equipment_ready,
             "virtual_hours": round(each.virtual_s / 3600, 4),
             "lower_bound_hours": round(each.lower_bound_s / 3600, 4),
             "journal_sha256": each.journal_sha256,
@@ -83,6 +85,9 @@ def print_report(played: Sequence[Rehearsed], spec: ClusterSpec, real_s: float) 
     click.echo(f"lower bound:      {bound}")
     ready = sorted(each.ready for each in played)
     click.echo(f"ready:            {ready[0]}{f' to {ready[-1]}' if ready[0] != ready[-1] else ''} of {first.nodes} nodes")
+    if first.equipment:
+        sound = min(each.equipment_ready for each in played)
+        click.echo(f"equipment ready:  {sound} of {first.equipment} pieces{' in the worst history' if len(played) > 1 else ''}")
     spares = max(each.nodes - each.ready for each in played)
     click.echo(f"spares needed:    {spares}{' in the worst history' if len(played) > 1 else ''}")
     used = max(each.quarantined for each in played)

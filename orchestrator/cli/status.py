@@ -1,6 +1,7 @@
 """`rackray status`: where every node stands, why, since when; and with `--listeners`, what listens where on this host."""
 
 import time
+from collections import Counter
 from typing import Any
 
 import click
@@ -8,6 +9,7 @@ import click
 from orchestrator import wiring
 from orchestrator.cli.nodes import chosen
 from orchestrator.cli.output import age, print_json, print_table
+from orchestrator.domain.node import NodeRecord
 from orchestrator.execution.views import Views
 
 
@@ -26,11 +28,13 @@ def status(nodes: str, as_json: bool, listeners: bool) -> None:
         print_json(as_json_status(views, names))
         return
     now_s = time.time()
-    records = [views.state.nodes[name] for name in names]
-    rows = [(record.name, str(record.state), age(now_s - record.since_s), record.because) for record in records]
-    print_table(("node", "state", "since", "because"), rows, colour_column=1)
-    click.echo()
-    click.echo(", ".join(f"{count} {state}" for state, count in as_json_status(views, names)["counts"].items()))
+    told = as_json_status(views, names)
+    for title, key, counts in (("node", "nodes", "counts"), ("equipment", "equipment", "equipment_counts")):
+        rows = [(row["name"], row["state"], age(now_s - row["since"]), row["because"]) for row in told[key]]
+        if rows:
+            print_table((title, "state", "since", "because"), rows, colour_column=1)
+            click.echo()
+            click.echo(", ".join(f"{count} {state}" for state, count in told[counts].items()))
     lease = views.lease()
     holder = (
         f"a controller decides (epoch {lease.epoch})"
@@ -41,13 +45,19 @@ def status(nodes: str, as_json: bool, listeners: bool) -> None:
 
 
 def as_json_status(views: Views, names: list[str]) -> dict[str, Any]:
-    """What `--json` prints: `since` in seconds since the epoch."""
+    """What `--json` prints: `since` in seconds since the epoch. Equipment is listed and counted apart."""
     records = [views.state.nodes[name] for name in names]
-    counts: dict[str, int] = {}
-    for record in records:
-        counts[str(record.state)] = counts.get(str(record.state), 0) + 1
-    rows = [{"name": r.name, "state": str(r.state), "since": r.since_s, "because": r.because} for r in records]
-    return {"nodes": rows, "counts": dict(sorted(counts.items()))}
+    told: dict[str, Any] = {}
+    for key, counts, is_equipment in (("nodes", "counts", False), ("equipment", "equipment_counts", True)):
+        chosen_ones = [record for record in records if record.is_equipment is is_equipment]
+        told[key] = [_row(record) for record in chosen_ones]
+        told[counts] = dict(sorted(Counter(str(record.state) for record in chosen_ones).items()))
+    return told
+
+
+def _row(record: NodeRecord) -> dict[str, Any]:
+    row = {"name": record.name, "state": str(record.state), "since": record.since_s, "because": record.because}
+    return {**row, "kind": record.kind} if record.is_equipment else row
 
 
 def _listeners(as_json: bool) -> None:

@@ -34,7 +34,7 @@ class NodeState(StrEnum):
     ACCEPTED = "accepted"
     """The GPU probe and the compute check passed, on evidence newer than the last boot and firmware change."""
     READY = "ready"
-    """Joined the cell with its rack, leaf and feed labels; may receive work."""
+    """Joined the cell with its rack, leaf and feed labels; may receive work. Equipment: it is on and its BMC calls it sound."""
     ALLOCATED = "allocated"
     """A training run holds it."""
     SUSPECT = "suspect"
@@ -65,6 +65,9 @@ BRING_UP = (
 )
 """The states a node passes on its way to `ready`, in order."""
 
+EQUIPMENT_BRING_UP = (S.ENROLLED, S.IDENTIFIED, S.CREDENTIALED, S.FIRMWARE_OK)
+"""The same for equipment with a BMC (switches, switch trays, power shelves): nothing to image, log in to or compute with."""
+
 IN_SERVICE = frozenset({S.READY, S.ALLOCATED})
 SETTLED = frozenset({S.READY, S.ALLOCATED, S.SUSPECT, S.QUARANTINED, S.MAINTENANCE, S.RETIRED})
 """States in which a rollout has nothing more to do with a node by itself."""
@@ -89,6 +92,24 @@ LEGAL_MOVES: Mapping[NodeState, frozenset[NodeState]] = {
     S.RETIRED: frozenset(),
 }
 
+EQUIPMENT_MOVES: Mapping[NodeState, frozenset[NodeState]] = {
+    S.ENROLLED: frozenset({S.IDENTIFIED, S.QUARANTINED, S.RETIRED}),
+    S.IDENTIFIED: frozenset({S.CREDENTIALED, S.QUARANTINED}),
+    S.CREDENTIALED: frozenset({S.FIRMWARE_OK, S.QUARANTINED}),
+    S.FIRMWARE_OK: frozenset({S.READY, S.QUARANTINED}),
+    S.READY: frozenset({S.SUSPECT, S.DRAINING}),
+    S.SUSPECT: frozenset({S.READY, S.QUARANTINED}),
+    S.DRAINING: frozenset({S.MAINTENANCE}),
+    S.MAINTENANCE: frozenset({S.IDENTIFIED, S.RETIRED}),
+    S.QUARANTINED: frozenset({S.REPAIRING}),
+    S.REPAIRING: frozenset({S.IDENTIFIED, S.RETIRED}),
+    S.RETIRED: frozenset(),
+}
+"""The table for equipment; states that it never reaches are not in it."""
+
+COMPUTE = "compute"
+"""Kind of the machines that train; every other kind of a SKU is equipment."""
+
 
 class Cause(StrEnum):
     """Kinds of failure that end in quarantine; every one of them counts against the failure budget."""
@@ -107,9 +128,14 @@ class Cause(StrEnum):
     """The machine at its address is not the one the spec names."""
 
 
-def can_move(old: NodeState, new: NodeState) -> bool:
-    """Whether the lifecycle allows going from `old` to `new` in one move."""
-    return new in LEGAL_MOVES[old]
+def can_move(old: NodeState, new: NodeState, kind: str = COMPUTE) -> bool:
+    """Whether the lifecycle of machines of this kind allows going from `old` to `new` in one move."""
+    return new in (LEGAL_MOVES if kind == COMPUTE else EQUIPMENT_MOVES).get(old, frozenset())
+
+
+def bring_up_of(kind: str) -> tuple[NodeState, ...]:
+    """The states that a machine of this kind passes on its way to `ready`, in order."""
+    return BRING_UP if kind == COMPUTE else EQUIPMENT_BRING_UP
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +192,13 @@ class NodeRecord:
     """Serial of the board that was put in by `node replace`; empty: the spec's own."""
     run: str = ""
     """The training run that holds it, when `allocated`."""
+    kind: str = COMPUTE
+    """Kind of its SKU: "compute", or that of a piece of equipment."""
+
+    @property
+    def is_equipment(self) -> bool:
+        """Whether it is a switch, a power shelf or the like, which carries no work."""
+        return self.kind != COMPUTE
 
     def fact(self, action: Action) -> Mapping[str, Any] | None:
         """Latest values of `action` in the present proof, or None."""

@@ -129,6 +129,8 @@ class Target:
     ssh_host_key: str = ""
     """Pinned host key, "ssh-ed25519 AAAA..."; an operation over SSH without it is refused."""
     serial: str = ""
+    is_equipment: bool = False
+    """A switch, a power shelf or the like: its BMC may show no computer system, only the chassis."""
     python: str = ""
     """Interpreter of the training runtime on the node."""
     image_url: str = ""

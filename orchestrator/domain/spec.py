@@ -30,7 +30,7 @@ from orchestrator.domain.spec_words import (
     Watts,
 )
 
-__all__ = ["NO_GPUS", "UNKNOWN_MAC", "ClusterSpec", "Finding", "Form", "SpecPath", "Strict"]
+__all__ = ["NO_GPUS", "UNKNOWN_MAC", "ClusterSpec", "Finding", "Form", "Machine", "SpecPath", "Strict"]
 
 Kind = Literal["compute", "leaf-switch", "spine-switch", "management-switch", "switch-tray", "power-shelf", "cooling"]
 Mac = Annotated[
@@ -167,11 +167,17 @@ class Equipment(Strict):
     serial: Serial
     """Serial number on its plate."""
     bmc: Address | None = None
-    """Address of its BMC or management port. Left out: it has none."""
+    """Address of its BMC or management port. Left out: it has none, and nothing is ever done with it."""
     mac: Mac = UNKNOWN_MAC
     """MAC of that port, lower case, quoted. Left out: not known."""
+    insecure_bmc: bool = False
+    """This BMC's certificate cannot be checked. Shown loudly wherever it matters."""
     cords: Cords = ()
     """Which of its rack's `pdus` each supply is plugged into, where it differs from its SKU."""
+
+
+Machine = Node | Equipment
+"""Whatever stands in a rack and has a serial number."""
 
 
 class Subnets(Strict):
@@ -393,6 +399,10 @@ class ClusterSpec(Strict):
                 return node
         raise KeyError(name)
 
-    def sku_of(self, node: Node) -> Sku:
-        """The SKU of `node`."""
-        return self.skus[node.sku]
+    def sku_of(self, machine: Machine) -> Sku:
+        """The SKU of `machine`."""
+        return self.skus[machine.sku]
+
+    def managed(self) -> tuple[Machine, ...]:
+        """Every machine with a BMC, which the controller brings up: the compute nodes, then the equipment."""
+        return (*self.nodes, *(item for item in self.equipment if item.bmc is not None))

@@ -74,15 +74,16 @@ class ClusterState:
             )
 
     def _apply_spec(self, event: Event) -> None:
-        before = {node.name: node.serial for node in self.spec.nodes} if self.spec else {}
+        before = {machine.name: machine.serial for machine in self.spec.managed()} if self.spec else {}
         self.spec = ClusterSpec.model_validate(event.data["spec"])
         self.spec_sha256, self.spec_file = event.data["sha256"], event.data["file"]
-        for node in self.spec.nodes:
-            if node.name not in self.nodes:
-                self.nodes[node.name] = NodeRecord(node.name, since_s=event.at_s, proving_since_s=event.at_s)
-            elif before.get(node.name) != node.serial and self.nodes[node.name].serial:
+        for machine in self.spec.managed():
+            name, kind = machine.name, self.spec.sku_of(machine).kind
+            if name not in self.nodes:
+                self.nodes[name] = NodeRecord(name, since_s=event.at_s, proving_since_s=event.at_s, kind=kind)
+            elif before.get(name) != machine.serial and self.nodes[name].serial:
                 # The spec has caught up with the swapped board, or names yet another one: its word counts.
-                self.nodes[node.name] = changed(self.nodes[node.name], serial="")
+                self.nodes[name] = changed(self.nodes[name], serial="")
 
     def _restart_clocks(self, verb: str, event: Event) -> None:
         """A node that was left in the middle of its bring-up has its whole time again when a rollout takes it up."""

@@ -272,7 +272,8 @@ class RedfishBmc:
     # Resources.
 
     def _system(self) -> Mapping[str, Any]:
-        """The ComputerSystem, read now. Raises IdentityMismatch if it is another machine than the spec's."""
+        """The ComputerSystem, read now; of equipment without one, its chassis. Raises IdentityMismatch if it is another
+        machine than the spec's."""
         with self._lock:
             if not self._system_uri:
                 self._system_uri = self._session.client.path_of(self._find_system())
@@ -291,8 +292,13 @@ class RedfishBmc:
         return system
 
     def _find_system(self) -> str:
-        systems = link(self._session.get(ROOT), "Systems") or ROOT + "Systems"
-        uris = [member["@odata.id"] for member in members(self._session, systems)]
+        root = self._session.get(ROOT)
+        systems = link(root, "Systems")
+        if self._target.is_equipment:
+            # Switches and power shelves often have no computer system: who they are then stands at their chassis.
+            uris = self._members_of(systems) or self._members_of(link(root, "Chassis"))
+        else:
+            uris = self._members_of(systems or ROOT + "Systems")
         if not uris:
             raise PeerRefused(f"the BMC of {self._node} lists no computer system", "it may still be starting", retryable=True)
         if len(uris) == 1:
@@ -303,17 +309,21 @@ class RedfishBmc:
         by_button = [uri for uri, system in found.items() if inner(system, "Actions", "#ComputerSystem.Reset")]
         return [*by_serial, *by_button, *uris][0]
 
+    def _members_of(self, collection: str | None) -> list[str]:
+        return [member["@odata.id"] for member in members(self._session, collection)] if collection else []
+
     def _managers(self, system: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         links = [link(item) for item in listed(inner(system, "Links"), "ManagedBy") if isinstance(item, Mapping)]
         if not links:
-            collection = link(self._session.get(ROOT), "Managers")
-            links = [member["@odata.id"] for member in members(self._session, collection)] if collection else []
+            links = [*self._members_of(link(self._session.get(ROOT), "Managers"))]
         return [self._session.get(uri) for uri in links if uri]
 
     def _manager_firmware(self, system: Mapping[str, Any]) -> str | None:
         return next((version for manager in self._managers(system) if (version := text(manager, "FirmwareVersion"))), None)
 
     def _chassis_uri(self, system: Mapping[str, Any]) -> str | None:
+        if str(text(system, "@odata.type") or "").startswith("#Chassis."):
+            return self._system_uri
         links = [link(item) for item in listed(inner(system, "Links"), "Chassis") if isinstance(item, Mapping)]
         return next((uri for uri in links if uri), None)
 

@@ -28,7 +28,7 @@ def look_at(
     site = Site.of(spec)
 
     def look(name: str) -> tuple[str, dict[Action, Any]]:
-        record = records.get(name) or NodeRecord(name)
+        record = records.get(name) or site.blank(name)
         seen: dict[Action, Any] = {}
         for action in actions:
             args = {"serial": site.nodes[name].serial, "image": spec.services.image.name} if action is Action.IMAGE_REPORT else {}

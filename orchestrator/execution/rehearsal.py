@@ -17,7 +17,7 @@ from orchestrator.drivers.interfaces import Clock, Hands
 from orchestrator.execution.controller import Controller, everything_settled
 from orchestrator.execution.journal import Journal
 from orchestrator.planning.preview import preview
-from orchestrator.planning.rollout import to_bring_up, waves
+from orchestrator.planning.rollout import rounds, to_bring_up
 from orchestrator.planning.site import Site
 
 SAMPLES_EVERY_S = 10.0
@@ -47,10 +47,13 @@ class Rehearsed:
 
     seed: int
     nodes: int
+    """Compute nodes; equipment is counted apart."""
+    equipment: int
+    equipment_ready: int
     states: Mapping[str, int]
     """Nodes per state at the end."""
     causes: Mapping[str, int]
-    """Nodes in quarantine, per kind of cause."""
+    """Machines in quarantine, equipment included, per kind of cause."""
     virtual_s: float
     """From the request to rest."""
     lower_bound_s: float
@@ -79,8 +82,8 @@ class Rehearsed:
 
     @property
     def quarantined(self) -> int:
-        """Nodes that did not, and wait for a person: so many spares would have filled the places."""
-        return self.states.get(NodeState.QUARANTINED, 0)
+        """Machines that did not, and wait for a person; equipment counts against the same budget."""
+        return sum(self.causes.values())
 
     @property
     def peak_feed_w(self) -> Mapping[str, float]:
@@ -110,12 +113,16 @@ def rehearse(
     state, end_s = controller.state, clock.now_s()
     controller.close()
     bound_s, longest_s = lower_bound_s(spec, chain_s)
-    records = list(state.nodes.values())
+    records = [record for record in state.nodes.values() if not record.is_equipment]
+    equipment = [record for record in state.nodes.values() if record.is_equipment]
+    quarantined = [record for record in state.nodes.values() if record.state is NodeState.QUARANTINED]
     return Rehearsed(
         seed=seed,
         nodes=len(records),
+        equipment=len(equipment),
+        equipment_ready=sum(record.state is NodeState.READY for record in equipment),
         states=dict(sorted(Counter(str(record.state) for record in records).items())),
-        causes=dict(sorted(Counter(r.cause or "other" for r in records if r.state is NodeState.QUARANTINED).items())),
+        causes=dict(sorted(Counter(record.cause or "other" for record in quarantined).items())),
         virtual_s=end_s - begin_s,
         lower_bound_s=bound_s,
         longest_chain_s=longest_s,
@@ -142,7 +149,7 @@ def lower_bound_s(spec: ClusterSpec, chain_s: ChainTime) -> tuple[float, float]:
     chains = {name: chain_s(name, taken) for name, taken in steps.items()}
     total_s = 0.0
     on: Counter[tuple[str, str]] = Counter()
-    for wave in waves(to_bring_up(site, {}), spec.rollout):
+    for wave in rounds(to_bring_up(site, {}), site):
         least_s = max(chains[name] for name in wave)
         total_s += max(least_s, min(chains[name] for name in wave) + _power_on_s(site, wave, on))
     return total_s, max(chains.values(), default=0.0)
@@ -151,12 +158,12 @@ def lower_bound_s(spec: ClusterSpec, chain_s: ChainTime) -> tuple[float, float]:
 def _power_on_s(site: Site, wave: Sequence[str], on: Counter[tuple[str, str]]) -> float:
     """How much later than the first the last node of the wave can be powered on, given every rack's and feed's limit.
 
-    `on` counts the watts of nodes that are on already, in whole watts, and is brought up to date.
+    `on` counts the watts of nodes that are on already, in whole watts, and is brought up to date. Equipment is not powered on.
     """
     policy = site.spec.rollout
     worst_s = 0.0
     rushes: dict[tuple[str, str], list[float]] = {}
-    for name in wave:
+    for name in (name for name in wave if name in site.computes):
         for part in (("rack", site.nodes[name].rack), ("feed", site.rack(name).feed)):
             rushes.setdefault(part, []).append(site.sku(name).max_w)
     for part, watts in rushes.items():

@@ -124,7 +124,7 @@ class RunKeeper:
         return RunWorld(
             now_s=self._clock.now_s(),
             runtime=site.spec.runtime,
-            nodes={name: placeable(site, state.nodes[name]) for name in site.nodes},
+            nodes={name: placeable(site, state.nodes[name]) for name in site.computes},
             held=held_by_others(state.runs, run.id),
             seen=seen_for(run, self._seen.get(run.id)),
             progress=self._progress.get(run.id),

@@ -3,7 +3,7 @@
 from urllib.parse import urlsplit
 
 from orchestrator.domain.errors import BadInput
-from orchestrator.domain.spec import ClusterSpec, LabFault, Node
+from orchestrator.domain.spec import ClusterSpec, Equipment, LabFault, Machine
 from orchestrator.lab.machine_nouns import FirmwarePart
 from orchestrator.lab.plan import FirmwareImage, LabSpec, NodePlan, PlantedFault
 
@@ -16,7 +16,7 @@ def lab_spec(spec: ClusterSpec) -> LabSpec:
         )
     service = urlsplit(spec.services.image.url)
     lab = LabSpec(
-        nodes=tuple(_node(spec, node) for node in spec.nodes),
+        nodes=tuple(_node(spec, node) for node in spec.managed()),
         image_service_address=service.hostname or "",
         image_service_port=service.port or 443,
         image_name=spec.services.image.name,
@@ -26,7 +26,7 @@ def lab_spec(spec: ClusterSpec) -> LabSpec:
     return lab
 
 
-def _node(spec: ClusterSpec, node: Node) -> NodePlan:
+def _node(spec: ClusterSpec, node: Machine) -> NodePlan:
     sku, access, lab = spec.sku_of(node), spec.access, spec.lab
     assert lab is not None, "lab_spec has refused specs without a lab"  # noqa: S101 - tells the type checker what was checked
     baseline = spec.firmware.get(node.sku, {})
@@ -35,9 +35,9 @@ def _node(spec: ClusterSpec, node: Node) -> NodePlan:
         serial=node.serial,
         manufacturer=sku.manufacturer,
         model=sku.model,
-        bmc_address=node.bmc,
+        bmc_address=node.bmc or "",
         bmc_port=access.bmc_port,
-        ssh_address=node.address,
+        ssh_address="" if isinstance(node, Equipment) else node.address,
         ssh_port=access.ssh_port,
         user=access.ssh_user,
         gpu_model=sku.gpus.model,
@@ -46,6 +46,7 @@ def _node(spec: ClusterSpec, node: Node) -> NodePlan:
         planted=tuple(_fault(fault) for fault in lab.plant if fault.node == node.name),
         boot_s=lab.boot_s,
         update_s=lab.update_s,
+        is_equipment=isinstance(node, Equipment),
     )
 
 

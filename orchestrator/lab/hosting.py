@@ -45,12 +45,12 @@ NODE_FAULTS = {
 
 @dataclass(frozen=True, slots=True)
 class HostedNode:
-    """One node with everything that simulates it."""
+    """One node with everything that simulates it; equipment is its machine alone."""
 
     plan: NodePlan
     machine: Machine
-    power: NodePower
-    gpus: NodeGpus
+    power: NodePower | None
+    gpus: NodeGpus | None
 
 
 class HostedLab:
@@ -94,7 +94,7 @@ class HostedLab:
         """Breaks something of one node. Raises: LabError for an unknown node, fault or argument."""
         hosted = self._node(node)
         if fault in GPU_FAULTS:
-            hosted.gpus.fault(fault, **_whole_numbers({"gpu": 0, **arguments}))
+            _gpus_of(hosted, fault).fault(fault, **_whole_numbers({"gpu": 0, **arguments}))
         elif fault in NODE_FAULTS or fault in set(SshFault):
             self._change_node(hosted, fault, arguments, broken=True)
         elif fault in MACHINE_FAULTS:
@@ -106,7 +106,7 @@ class HostedLab:
         """Ends a fault of one node; one that is not there is no error. Raises: LabError as `fault` does."""
         hosted = self._node(node)
         if fault in GPU_FAULTS:
-            hosted.gpus.heal(fault, **_whole_numbers(arguments))
+            _gpus_of(hosted, fault).heal(fault, **_whole_numbers(arguments))
         elif fault in NODE_FAULTS or fault in set(SshFault):
             self._change_node(hosted, fault, arguments, broken=False)
         elif fault in MACHINE_FAULTS:
@@ -129,10 +129,11 @@ class HostedLab:
 
     async def stop_nodes(self) -> None:
         """Cuts the power of every node and waits for the last process. Raises: LabError when one does not end."""
-        for hosted in self._nodes.values():
-            hosted.power.power_off()
+        switches = [hosted.power for hosted in self._nodes.values() if hosted.power is not None]
+        for power in switches:
+            power.power_off()
         loop = asyncio.get_running_loop()
-        await asyncio.gather(*(loop.run_in_executor(self._executor, hosted.power.wait_gone) for hosted in self._nodes.values()))
+        await asyncio.gather(*(loop.run_in_executor(self._executor, power.wait_gone) for power in switches))
 
     async def stop(self) -> None:
         """Ends everything: every process of every node, every socket. Raises: LabError as `stop_nodes` does."""
@@ -147,7 +148,7 @@ class HostedLab:
         """What all nodes share: keys, the image, the image service, shared storage."""
         paths, loop = self._paths, asyncio.get_running_loop()
         operator_key = give_site_secrets(paths)
-        users = sorted({plan.user for plan in spec.nodes}) or ["gpu"]
+        users = sorted({plan.user for plan in spec.nodes if not plan.is_equipment}) or ["gpu"]
         if len(users) > 1:
             raise LabError(f"the nodes name different users ({', '.join(users)}); one image has one login user")
         image = await loop.run_in_executor(self._executor, build_image, spec.image_name, paths.image, users[0], operator_key)
@@ -196,9 +197,9 @@ class HostedLab:
     async def _rack_one(self, plan: NodePlan, site: Site) -> FactoryRow:
         paths = self._paths.node(plan.name)
         paths.hardware.mkdir(parents=True, exist_ok=True)
-        gpus = NodeGpus(paths.nvml, plan.gpu_model, plan.gpu_count, plan.serial)
+        gpus = None if plan.is_equipment else NodeGpus(paths.nvml, plan.gpu_model, plan.gpu_count, plan.serial)
         password = factory_password()
-        power = NodePower(plan, paths, gpus, site)
+        power = None if gpus is None else NodePower(plan, paths, gpus, site)
         machine = Machine(_machine_spec(plan, password), power, self._catalog)
         certificate = make_certificate(paths.bmc, plan.name, plan.bmc_address)
         await self._farm.add(
@@ -218,6 +219,8 @@ class HostedLab:
         if arguments:
             raise LabError(f"fault {fault} takes no argument {', '.join(sorted(arguments))}")
         name, power = hosted.plan.name, hosted.power
+        if power is None:
+            raise LabError(f"{name} is equipment: only its BMC is simulated, so {fault} cannot happen to it")
         match fault, broken:
             case "ssh_new_host_key", True:
                 power.replace_host_key()
@@ -249,9 +252,11 @@ class HostedLab:
             "boots": hosted.machine.boots,
             "has_image": has_image(self._paths.node(plan.name)),
             "ssh_listening": self._acceptor.is_listening(plan.name),
-            "pid": hosted.power.pid,
-            "faults": faults + (["silent"] if hosted.power.is_silent else []) + hosted.gpus.faults(),
-            "failure": hosted.power.failure,
+            "pid": hosted.power.pid if hosted.power else None,
+            "faults": faults
+            + (["silent"] if hosted.power and hosted.power.is_silent else [])
+            + (hosted.gpus.faults() if hosted.gpus else []),
+            "failure": hosted.power.failure if hosted.power else "",
         }
 
     def _node(self, name: str) -> HostedNode:
@@ -268,6 +273,12 @@ def _as_lab_error(act: Callable[[], object]) -> None:
         raise LabError(str(error)) from error
 
 
+def _gpus_of(hosted: HostedNode, fault: str) -> NodeGpus:
+    if hosted.gpus is None:
+        raise LabError(f"{hosted.plan.name} is equipment and has no GPU: {fault} cannot happen to it")
+    return hosted.gpus
+
+
 def _machine_spec(plan: NodePlan, password: str) -> MachineSpec:
     return MachineSpec(
         name=plan.name,
@@ -279,6 +290,7 @@ def _machine_spec(plan: NodePlan, password: str) -> MachineSpec:
         factory_password=password,
         gpu_model=plan.gpu_model,
         gpu_count=plan.gpu_count,
+        is_equipment=plan.is_equipment,
         boot_s=plan.boot_s,
         update_s=plan.update_s,
         firmware=plan.firmware,

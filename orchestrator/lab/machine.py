@@ -23,6 +23,7 @@ from orchestrator.lab.machine_nouns import (
     LogEntry,
     MachineError,
     MachineSpec,
+    NotSupportedHere,
     OverrideEnabled,
     PowerState,
     ResetKind,
@@ -135,6 +136,8 @@ class Machine:
     def power_state(self, now_s: float) -> PowerState:
         """The state the BMC reports; late by `power_state_stale`."""
         self.tick(now_s)
+        if self.spec.is_equipment:
+            return PowerState.ON
         stale = self.faults.get("power_state_stale")
         return self._power.state_at(now_s - stale.number("seconds")) if stale else self._power.state
 
@@ -154,8 +157,13 @@ class Machine:
         return self._power.last_boot
 
     def reset(self, kind: ResetKind | str, now_s: float) -> None:
-        """Power on, off or around; IllegalNow if the state forbids it, ValueError for an unknown kind."""
+        """Power on, off or around; IllegalNow if the state forbids it, ValueError for an unknown kind.
+
+        NotSupportedHere: equipment has no power button.
+        """
         self.tick(now_s)
+        if self.spec.is_equipment:
+            raise NotSupportedHere(f"{self.spec.name} has no computer system that could be reset")
         kind = ResetKind(kind)
         self._power.refuse_if_illegal(kind)
         if self.faults.get("reset_ignored"):
@@ -288,6 +296,8 @@ class Machine:
     def lose_power(self, now_s: float) -> None:
         """The feed went dark: the host is off now, whatever it did."""
         self.tick(now_s)
+        if self.spec.is_equipment:
+            return  # it starts by itself when its power is back
         self._power.lose_power(now_s)
 
     def _draw_w(self, state: PowerState) -> float:

@@ -141,6 +141,8 @@ class MachineSpec:
     factory_password: str = field(repr=False)
     gpu_model: str = ""
     gpu_count: int = 0
+    is_equipment: bool = False
+    """A switch, a power shelf or the like: on whenever it has power, without a system to boot, log in to or reset."""
     boot_s: float = 1.5
     """Power-on to the hand-over to the operating system: rails and self test."""
     update_s: float = 3.0

@@ -32,14 +32,18 @@ class FirmwareImage:
 
 @dataclass(frozen=True, slots=True)
 class NodePlan:
-    """One simulated machine as it is delivered: racked, cabled, powered off, without an image."""
+    """One simulated machine as it is delivered: racked, cabled, powered off, without an image.
+
+    Equipment (a switch, a power shelf) is a BMC alone: no processes, no SSH, no GPUs.
+    """
 
     name: str
     serial: str
     manufacturer: str
     model: str
     bmc_address: str
-    ssh_address: str
+    ssh_address: str = ""
+    """Empty for equipment."""
     bmc_port: int = 8443
     ssh_port: int = 2222
     user: str = "gpu"
@@ -55,6 +59,7 @@ class NodePlan:
     """How long the network boot takes to lay the image, beyond the copying itself."""
     update_s: float = 3.0
     """How long one firmware update takes."""
+    is_equipment: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,8 +235,10 @@ def _problems(spec: LabSpec) -> list[str]:
     places = [f"{spec.image_service_address}:{spec.image_service_port}"]
     for node in spec.nodes:
         problems += _off_loopback(f"{node.name}'s BMC", node.bmc_address)
-        problems += _off_loopback(f"{node.name}'s SSH", node.ssh_address)
-        places += [f"{node.bmc_address}:{node.bmc_port}", f"{node.ssh_address}:{node.ssh_port}"]
+        places.append(f"{node.bmc_address}:{node.bmc_port}")
+        if not node.is_equipment:
+            problems += _off_loopback(f"{node.name}'s SSH", node.ssh_address)
+            places.append(f"{node.ssh_address}:{node.ssh_port}")
     return problems + _twice("address", places)
 
 

@@ -14,9 +14,11 @@ from functools import partial
 from typing import Any
 
 from orchestrator.domain.health import sound_probe
+from orchestrator.domain.node import COMPUTE
 from orchestrator.domain.operation import MUTATING, Action, Operation, Outcome, Status
 from orchestrator.domain.rehearsal import FaultProfile, StageTimes
-from orchestrator.domain.spec import ClusterSpec, LabFault, Node
+from orchestrator.domain.spec import ClusterSpec, LabFault
+from orchestrator.domain.spec import Machine as DeclaredMachine
 from orchestrator.lab.machine import BootSource, FirmwarePart, Machine, MachineError, MachineSpec, PowerState
 from orchestrator.lab.simulation_weather import Weather
 
@@ -73,7 +75,7 @@ class SimulatedSite:
         for baseline in spec.firmware.values():
             self._catalog.update({part.image: (key, part.approved[0]) for key, part in baseline.items() if part.image})
         plants = spec.lab.plant if spec.lab else ()
-        for node in spec.nodes:
+        for node in spec.managed():
             if node.name not in self.nodes:
                 faults = [fault for fault in plants if fault.node == node.name]
                 self.nodes[node.name] = SimulatedNode(self, spec, node, faults, self._catalog)
@@ -159,7 +161,7 @@ class SimulatedNode:
         self,
         site: SimulatedSite,
         spec: ClusterSpec,
-        node: Node,
+        node: DeclaredMachine,
         faults: Sequence[LabFault],
         catalog: Mapping[str, tuple[str, str]],
     ) -> None:
@@ -190,6 +192,7 @@ class SimulatedNode:
             factory_password="factory-" + identity[:12],
             gpu_model=sku.gpus.model,
             gpu_count=sku.gpus.count,
+            is_equipment=sku.kind != COMPUTE,
             boot_s=boot_s,
             update_s=update_s,
             firmware=parts,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from orchestrator.domain.operation import MUTATING, Action, Operation
 from orchestrator.domain.rehearsal import FaultProfile, StageTimes
-from orchestrator.domain.spec import ClusterSpec, Node
+from orchestrator.domain.spec import ClusterSpec, Machine
 
 FLAKY_SILENCE = 0.25
 """Chance that a flaky BMC does not answer one exchange."""
@@ -41,7 +41,7 @@ class Weather:
         racks = sorted(spec.racks)
         self._dead_racks = frozenset(self._dice("racks").sample(racks, min(profile.dead_racks, len(racks))))
 
-    def fate(self, spec: ClusterSpec, node: Node) -> Fate:
+    def fate(self, spec: ClusterSpec, node: Machine) -> Fate:
         """What `node` will be like."""
         dice, profile, times = self._dice(node.name), self.profile, self.times
         pace = dice.uniform(1 - times.spread, 1 + times.spread)

@@ -8,15 +8,18 @@ import math
 from bisect import insort
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from orchestrator.domain.event import Event
-from orchestrator.domain.node import BRING_UP, NodeRecord, NodeState
+from orchestrator.domain.node import BRING_UP, EQUIPMENT_BRING_UP, NodeRecord, NodeState, bring_up_of
 from orchestrator.domain.rollout import RolloutRecord, is_untouched
 from orchestrator.planning.site import Site
 
 ENOUGH = 20
 """Measurements that a 99th percentile needs before a node is measured against it."""
 ORDER: Mapping[NodeState, int] = {state: index for index, state in enumerate((*BRING_UP, NodeState.READY))}
+NEXT = frozenset(pair for path in (BRING_UP, EQUIPMENT_BRING_UP) for pair in pairwise((*path, NodeState.READY)))
+"""Moves that pass a stage."""
 Key = tuple[str, NodeState]
 """SKU and stage."""
 
@@ -44,7 +47,8 @@ class StageTimes:
         """Take in further events. A stage that was left for quarantine, or interrupted by a person, teaches nothing."""
         for event in events:
             if event.kind == "spec.applied":
-                self._sku.update({node["name"]: node["sku"] for node in event.data["spec"]["nodes"]})
+                spec = event.data["spec"]
+                self._sku.update({each["name"]: each["sku"] for each in (*spec["nodes"], *spec.get("equipment", ()))})
             elif event.kind.startswith("rollout.") and event.kind != "rollout.finished":
                 # Whoever may have been held up by it is measured again from its next stage on.
                 self._since_s.clear()
@@ -59,7 +63,7 @@ class StageTimes:
         old, new = NodeState(event.data["from"]), NodeState(event.data["to"])
         began_s = self._since_s.pop(event.subject, None)
         sku = self._sku.get(event.subject)
-        if began_s is not None and sku and old in ORDER and ORDER.get(new, -1) == ORDER[old] + 1:
+        if began_s is not None and sku and (old, new) in NEXT:
             insort(self.by_stage.setdefault((sku, old), []), event.at_s - began_s)
         if new in BRING_UP and ORDER[new] > ORDER[NodeState.ENROLLED]:
             self._since_s[event.subject] = event.at_s
@@ -84,7 +88,8 @@ def rest_of_node(record: NodeRecord, sku: str, times: StageTimes, now_s: float) 
     if record.state not in BRING_UP:
         return Range(0.0, 0.0)
     low_s = high_s = 0.0
-    for stage in BRING_UP[ORDER[record.state] :]:
+    path = bring_up_of(record.kind)
+    for stage in path[path.index(record.state) :]:
         usual, slow = times.percentile_s(sku, stage, 0.5), times.percentile_s(sku, stage, 0.9)
         if usual is None or slow is None:
             return None
@@ -121,8 +126,7 @@ def _waves_left(
     for wave in waves:
         lows, highs = [0.0], [0.0]
         for name in wave:
-            record = nodes.get(name) or NodeRecord(name)
-            if name not in site.nodes or rollout.is_resting(record):
+            if name not in site.nodes or rollout.is_resting(record := nodes.get(name) or site.blank(name)):
                 continue
             key = (site.nodes[name].sku, record.state)
             if is_untouched(record):

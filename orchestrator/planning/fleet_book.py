@@ -115,10 +115,10 @@ def is_down(record: NodeRecord) -> bool:
     for operation in (record.open, record.lost):
         if operation is not None and operation.action in DISRUPTIVE:
             return True
-    if record.state in (NodeState.CREDENTIALED, NodeState.POWERED, NodeState.IMAGED):
+    if record.state in (NodeState.CREDENTIALED, NodeState.POWERED, NodeState.IMAGED) and not record.is_equipment:
         return record.fact_at_s(Action.BMC_POWER) > 0
     updated_s = record.fact_at_s(Action.BMC_UPDATE)
-    return record.state is NodeState.CONFIGURED and updated_s > record.fact_at_s(Action.BMC_FIRMWARE)
+    return record.state in (NodeState.CONFIGURED, NodeState.CREDENTIALED) and updated_s > record.fact_at_s(Action.BMC_FIRMWARE)
 
 
 def _keep(where: dict[str, None], name: str, is_in: bool) -> None:

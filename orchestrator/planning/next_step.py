@@ -12,7 +12,7 @@ from typing import Any
 from orchestrator.domain.node import Cause, NodeRecord, NodeState
 from orchestrator.domain.operation import Action, Status
 from orchestrator.domain.plan import Decision, Hold, Move, Rest, Settle, Step
-from orchestrator.domain.spec import Node, Rollout, Sku
+from orchestrator.domain.spec import Machine, Rollout, Sku
 from orchestrator.planning.firmware import audit
 from orchestrator.planning.health import judge_probe
 from orchestrator.planning.settle import settle_after
@@ -35,7 +35,7 @@ class Context:
 
     record: NodeRecord
     site: Site
-    node: Node
+    node: Machine
     sku: Sku
     policy: Rollout
     now_s: float
@@ -63,7 +63,7 @@ class Context:
 def next_step(record: NodeRecord, site: Site, now_s: float) -> Decision:
     """What to do next for `record`'s node at `now_s` (seconds since the epoch). No I/O, no randomness."""
     node = site.nodes.get(record.name)
-    stage = STAGES.get(record.state)
+    stage = (EQUIPMENT_STAGES if record.is_equipment else STAGES).get(record.state)
     if node is None or stage is None or record.open is not None:
         return Rest(record.name)
     context = Context(record, site, node, site.sku(record.name), site.spec.rollout, now_s)
@@ -231,7 +231,8 @@ def _imaged(context: Context) -> Decision:
         return context.step(Action.SSH_IDENTIFY, "who is behind the SSH port?")
     wanted = (context.record.fact(Action.IMAGE_REPORT) or {}).get("wanted_digest")
     if seen["serial"] != context.serial:
-        because = f"the machine at {context.node.address} says serial {seen['serial']!r}, the spec {context.serial!r}"
+        address = context.site.computes[context.node.name].address
+        because = f"the machine at {address} says serial {seen['serial']!r}, the spec {context.serial!r}"
         return context.quarantine(because, Cause.IDENTITY)
     if wanted and seen["image_digest"] != wanted:
         return context.quarantine(f"it runs image {seen['image_digest']!r}, the image service publishes {wanted!r}")
@@ -326,6 +327,20 @@ def _firmware_ok(context: Context) -> Decision:
     )
 
 
+def _sound(context: Context) -> Decision:
+    """Equipment carries no work: it is ready when its BMC, asked after the last change, says that it is on and sound."""
+    record = context.record
+    seen = record.fact(Action.BMC_OBSERVE)
+    if seen is None or record.fact_at_s(Action.BMC_OBSERVE) <= max(_last_disturbance_s(record), record.since_s):
+        return context.step(Action.BMC_OBSERVE, "is it on and sound?")
+    if seen.get("health") == "Critical":
+        return context.quarantine(f"the BMC of this {record.kind} calls its health Critical: see its event log")
+    if seen.get("power") not in ("On", None):
+        return context.look_again(Action.BMC_OBSERVE, f"power is {seen['power']}, waiting for On")
+    power = f"power {seen['power']}" if seen.get("power") else "no power state"
+    return context.move(NodeState.READY, f"its BMC says {power}, health {seen.get('health') or 'unknown'}")
+
+
 def _last_disturbance_s(record: NodeRecord) -> float:
     """Last power event or firmware change in this proof: health evidence must be newer."""
     return max(record.fact_at_s(Action.BMC_POWER), record.fact_at_s(Action.BMC_UPDATE))
@@ -356,3 +371,10 @@ STAGES: Mapping[NodeState, Callable[[Context], Decision]] = {
     NodeState.FIRMWARE_OK: _firmware_ok,
     NodeState.ACCEPTED: _accepted,
 }
+EQUIPMENT_STAGES: Mapping[NodeState, Callable[[Context], Decision]] = {
+    NodeState.ENROLLED: _enrolled,
+    NodeState.IDENTIFIED: _identified,
+    NodeState.CREDENTIALED: _configured,
+    NodeState.FIRMWARE_OK: _sound,
+}
+"""The same for equipment: once its password is ours its firmware is audited, and then it only has to be on and sound."""

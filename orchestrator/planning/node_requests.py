@@ -67,7 +67,7 @@ def replace_board(request: Event, state: ClusterState) -> Answer:
         return [], f"refused: {name} is {record.state}; take it out of service first: `rackray node drain {name}`"
     if record.open is not None:
         return [], f"refused: {record.open.action} is under way at {name}; try again in a moment"
-    wanted = {node.name: node.serial for node in state.spec.nodes}
+    wanted = {machine.name: machine.serial for machine in state.spec.managed()}
     if name not in wanted:
         return [], f"refused: {name} has left the spec"
     old = record.serial or wanted[name]

@@ -91,7 +91,7 @@ def placeable(site: Site, record: NodeRecord) -> PlaceableNode:
         leaf=labels["leaf"],
         feed=labels["feed"],
         state=record.state,
-        address=site.nodes[record.name].address,
+        address=site.computes[record.name].address,
         has_cuda=device.lower().startswith("cuda"),
         run=record.run,
         because=record.because,

@@ -1,7 +1,8 @@
 """Watts reserved per rack and part of the power tree, record by record: what power-on, firmware and burn-in are admitted against.
 
 A node that draws is reckoned with its largest draw; one that is being powered on with `inrush_factor` times that, until
-`inrush_s` after its BMC accepted the command. So the sum on every rack and feed holds at each instant, whatever the node does.
+`inrush_s` after its BMC accepted the command. Equipment always counts. So the sum on every rack and feed holds at each instant,
+whatever the node does.
 """
 
 import heapq
@@ -27,6 +28,10 @@ class PowerBook:
         self._charged: set[str] = set()
         self._inrush_until_s: dict[str, float] = {}
         self._ends: list[tuple[float, str]] = []
+        for item in site.spec.equipment:
+            # Nobody powers it on: it draws from the moment its rack has power.
+            self._charged.add(item.name)
+            self._add(item.name, site.spec.skus[item.sku].max_w)
 
     @staticmethod
     def of(nodes: Mapping[str, NodeRecord], site: Site) -> "PowerBook":
@@ -38,7 +43,7 @@ class PowerBook:
 
     def follow(self, record: NodeRecord) -> None:
         """The node's record has changed: reserve its watts, or give them back."""
-        if record.name not in self._site.nodes:
+        if record.name not in self._site.computes:
             return
         if draws(record):
             self.charge(record.name)

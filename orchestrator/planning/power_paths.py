@@ -1,13 +1,14 @@
 """Which parts of the power tree carry a node, and how much of it: as things are, and with any one feed lost.
 
-Working supplies share a node's draw equally; each goes up its PDU, busway and UPS to a feed. When a feed is lost, the supplies
-below it fall silent (unless a transfer switch goes over to `backup`) and the others carry all. Where a rack may throttle or lose
-its machines on a feed loss, that loss is no reason to wait: it is counted as things are. Watts are compared balanced over phases.
+Working supplies share a machine's draw equally (those of the rack's power shelves where it hangs on a busbar); each goes up its
+PDU, busway and UPS to a feed. When a feed is lost, the supplies below it fall silent (unless a transfer switch goes over to
+`backup`) and the others carry all. Where a rack may throttle or lose its machines on a feed loss, that loss is no reason to wait:
+it is counted as things are. Watts are compared balanced over phases.
 """
 
 from collections.abc import Mapping
 
-from orchestrator.domain.spec import Node
+from orchestrator.domain.spec import Machine
 from orchestrator.planning.power_racks import cords_of
 from orchestrator.planning.power_tree import Part, PowerTree
 from orchestrator.planning.site import Site
@@ -23,13 +24,20 @@ class PowerPaths:
         self._site, self._spec = site, site.spec
         self._tree = PowerTree(site.spec) if site.spec.power is not None else None
         self._known: dict[tuple[str, str, tuple[int, ...]], Mapping[Key, float]] = {}
+        self._machines: dict[str, Machine] = {**site.nodes, **{item.name: item for item in site.spec.equipment}}
+        self._busbars: dict[str, list[int]] = {}
+        """Rack → the PDUs (from 1) that its power shelves are plugged into, one for each of their supplies."""
+        for item in site.spec.equipment:
+            if site.spec.skus[item.sku].kind == "power-shelf":
+                cords = cords_of(site.spec, item, len(site.spec.racks[item.rack].pdus))
+                self._busbars.setdefault(item.rack, []).extend(cords)
 
     def shares(self, name: str) -> Mapping[Key, float]:
-        """Share of the node's draw on each part, in each case."""
-        node = self._site.nodes[name]
-        key = (node.rack, node.sku, node.cords)
+        """Share of the machine's draw on each part, in each case."""
+        machine = self._machines[name]
+        key = (machine.rack, machine.sku, machine.cords)
         if key not in self._known:
-            self._known[key] = self._shares(node)
+            self._known[key] = self._shares(machine)
         return self._known[key]
 
     def limit_w(self, key: Key) -> float:
@@ -42,10 +50,12 @@ class PowerPaths:
         limit_w = self._tree.parts[name].limit_w
         return float("inf") if limit_w is None else limit_w
 
-    def _shares(self, node: Node) -> Mapping[Key, float]:
-        rack = self._spec.racks[node.rack]
-        found: dict[Key, float] = {("", "rack", node.rack): 1.0}
-        cords = cords_of(self._spec, node, len(rack.pdus)) if self._tree is not None and rack.pdus else ()
+    def _shares(self, machine: Machine) -> Mapping[Key, float]:
+        rack = self._spec.racks[machine.rack]
+        found: dict[Key, float] = {("", "rack", machine.rack): 1.0}
+        cords = cords_of(self._spec, machine, len(rack.pdus)) if self._tree is not None and rack.pdus else ()
+        if self._spec.skus[machine.sku].supplies is None:
+            cords = tuple(self._busbars.get(machine.rack, ()))
         pdus = [rack.pdus[cord - 1] for cord in cords if cord <= len(rack.pdus)]
         if self._tree is None or not pdus:
             found["", "feed", rack.feed] = 1.0

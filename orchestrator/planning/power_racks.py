@@ -100,9 +100,9 @@ def racks_of(spec: ClusterSpec) -> Racks:
 
 
 def cords_of(spec: ClusterSpec, machine: Node | Equipment, pdus: int) -> tuple[int, ...]:
-    """The PDU (from 1) of each supply: as the machine says, as its SKU says, or dealt out in turn."""
+    """The PDU (from 1) of each supply: as the machine or its SKU says, or dealt out in turn. None in a rack without PDUs."""
     supplies = spec.skus[machine.sku].supplies
-    if supplies is None:
+    if supplies is None or not pdus:
         return ()
     return machine.cords or supplies.cords or tuple(turn % pdus + 1 for turn in range(supplies.count))
 

@@ -9,7 +9,7 @@ from orchestrator.domain.node import SETTLED, Fact, NodeRecord, NodeState, chang
 from orchestrator.domain.operation import MUTATING, Action
 from orchestrator.domain.plan import Hold, Move, Settle, Step
 from orchestrator.planning.next_step import next_step
-from orchestrator.planning.rollout import to_bring_up, waves
+from orchestrator.planning.rollout import rounds, to_bring_up
 from orchestrator.planning.site import Site
 
 LIMIT = 200
@@ -38,9 +38,9 @@ def preview(
     """
     order = to_bring_up(site, nodes)
     planned: list[PlannedStep] = []
-    for number, wave in enumerate(waves(order, site.spec.rollout), start=1):
+    for number, wave in enumerate(rounds(order, site), start=1):
         for name in wave:
-            record = nodes.get(name) or NodeRecord(name)
+            record = nodes.get(name) or site.blank(name)
             planned += [PlannedStep(step, number) for step in _walk(record, site, seen.get(name, {}))]
     return planned
 
@@ -101,6 +101,8 @@ def _success(step: Step, site: Site, world: dict[Action, Mapping[str, Any]]) -> 
         return {"serial": node.serial, "image_digest": "wanted", "kernel": ""}
     if step.action is Action.BMC_FIRMWARE:
         return {"components": [{"id": key, "version": part.approved[0]} for key, part in site.baseline(name).items()]}
+    if step.action is Action.BMC_OBSERVE and name not in site.computes:
+        return {"power": "On", "health": "OK"}
     return ALWAYS.get(step.action, {})
 
 

@@ -8,7 +8,7 @@ from orchestrator.domain.rollout import is_untouched
 from orchestrator.domain.spec import ClusterSpec
 from orchestrator.domain.state import ClusterState
 from orchestrator.planning.node_requests import drain, host_key, replace_board, requalify, retire
-from orchestrator.planning.rollout import to_bring_up, waves
+from orchestrator.planning.rollout import rounds, to_bring_up
 from orchestrator.planning.rollout_requests import Answer, abort, pause, resume, retry, skip
 from orchestrator.planning.run_requests import cancel_run, submit_run
 from orchestrator.planning.site import Site
@@ -37,12 +37,12 @@ def _apply(request: Event, state: ClusterState) -> Answer:
     in_waves = {name for wave in rollout.waves for name in wave if name not in rollout.skipped}
     ended = rollout.finished or rollout.aborted_because or rollout.stopped_because
     if pending and (ended or events or not in_waves.issuperset(pending)):
-        rounds = waves([*pending, *_under_way(site, state, set(pending))], spec.rollout)
-        because = f"{len(pending)} nodes are not ready yet"
-        events.append(Event("rollout.started", CLUSTER, {"waves": [list(wave) for wave in rounds], "because": because}))
+        taken_up = rounds([*pending, *_under_way(site, state, set(pending))], site)
+        because = f"{site.words(pending)} are not ready yet"
+        events.append(Event("rollout.started", CLUSTER, {"waves": [list(wave) for wave in taken_up], "because": because}))
         if rollout.paused_because:
             events.append(Event("rollout.paused", CLUSTER, {"because": rollout.paused_because}))
-    answer = f"{len(pending)} nodes to bring up" if pending else "nothing to do: every node of the spec is settled"
+    answer = f"{site.words(pending)} to bring up" if pending else "nothing to do: every node of the spec is settled"
     if pending and rollout.paused_because:
         answer += f"; the rollout is paused by {rollout.paused_because}: `rackray rollout resume` goes on"
     return events, "; ".join([answer, *left])

@@ -27,8 +27,15 @@ def waves(names: Sequence[str], policy: Rollout) -> tuple[tuple[str, ...], ...]:
     return tuple(result)
 
 
+def rounds(names: Sequence[str], site: Site) -> tuple[tuple[str, ...], ...]:
+    """The waves of a rollout of `names`: equipment first, because the nodes' network and power hang on it, then the nodes."""
+    policy = site.spec.rollout
+    equipment = [name for name in names if name not in site.computes]
+    return (*waves(equipment, policy), *waves([name for name in names if name in site.computes], policy))
+
+
 def to_bring_up(site: Site, nodes: Mapping[str, NodeRecord]) -> list[str]:
-    """Nodes of the spec that are still on their way to `ready`, spread over the racks so that no wave sits in one rack."""
+    """Machines of the spec still on their way to `ready`, spread over the racks so that no wave sits in one rack."""
     pending = [name for name in site.nodes if name not in nodes or nodes[name].state in BRING_UP]
     by_rack: dict[str, list[str]] = {}
     for name in pending:

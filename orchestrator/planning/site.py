@@ -1,11 +1,12 @@
 """The applied spec, indexed for planning: one lookup per question, made once per spec."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.domain.node import NodeRecord
+from orchestrator.domain.node import COMPUTE, NodeRecord
 from orchestrator.domain.operation import Target
-from orchestrator.domain.spec import ClusterSpec, FirmwareComponent, Node, Rack, Sku
+from orchestrator.domain.spec import ClusterSpec, Equipment, FirmwareComponent, Machine, Node, Rack, Sku
 
 
 @dataclass(frozen=True)
@@ -13,28 +14,43 @@ class Site:
     """Read-only view of one `ClusterSpec`."""
 
     spec: ClusterSpec
-    nodes: dict[str, Node]
+    nodes: dict[str, Machine]
+    """Every machine that the controller brings up: compute nodes, and equipment with a BMC."""
+    computes: dict[str, Node]
+    """Those that carry work."""
 
     @staticmethod
     def of(spec: ClusterSpec) -> "Site":
         """Index `spec`."""
-        return Site(spec, {node.name: node for node in spec.nodes})
+        machines = {machine.name: machine for machine in spec.managed()}
+        return Site(spec, machines, {node.name: node for node in spec.nodes})
+
+    def blank(self, name: str) -> NodeRecord:
+        """The record of a machine about which nothing is known yet."""
+        return NodeRecord(name, kind=COMPUTE if name in self.computes else self.sku(name).kind)
+
+    def words(self, names: Collection[str]) -> str:
+        """`18 nodes`, or `18 nodes and 17 pieces of equipment`: the two are counted apart."""
+        equipment = sum(name not in self.computes for name in names)
+        nodes = f"{len(names) - equipment} nodes"
+        pieces = f"{equipment} {'piece' if equipment == 1 else 'pieces'} of equipment"
+        return nodes if not equipment else pieces if equipment == len(names) else f"{nodes} and {pieces}"
 
     def sku(self, name: str) -> Sku:
-        """SKU of the node called `name`."""
+        """SKU of the machine called `name`."""
         return self.spec.skus[self.nodes[name].sku]
 
     def rack(self, name: str) -> Rack:
-        """Rack of the node called `name`."""
+        """Rack of the machine called `name`."""
         return self.spec.racks[self.nodes[name].rack]
 
     def baseline(self, name: str) -> dict[str, FirmwareComponent]:
-        """Firmware baseline of the node called `name`; empty if its SKU has none."""
+        """Firmware baseline of the machine called `name`; empty if its SKU has none."""
         return self.spec.firmware.get(self.nodes[name].sku, {})
 
     def labels(self, name: str) -> dict[str, str]:
         """Labels the node carries in its cell."""
-        node, rack = self.nodes[name], self.rack(name)
+        node, rack = self.computes[name], self.rack(name)
         return {"node": name, "rack": node.rack, "leaf": rack.leaf, "feed": rack.feed}
 
     def playbook_variables(self, name: str) -> dict[str, Any]:
@@ -50,16 +66,17 @@ class Site:
         """Where the node is, and who it must be according to the spec and the pins so far."""
         node, access = self.nodes[record.name], self.spec.access
         return Target(
-            bmc_host=node.bmc,
+            bmc_host=node.bmc or "",
             bmc_port=access.bmc_port,
             bmc_user=access.bmc_user,
             bmc_certificate_sha256=record.pins.get("bmc_certificate_sha256", ""),
             bmc_insecure=node.insecure_bmc,
-            ssh_host=node.address,
+            ssh_host="" if isinstance(node, Equipment) else node.address,
             ssh_port=access.ssh_port,
             ssh_user=access.ssh_user,
             ssh_host_key=record.pins.get("ssh_host_key", ""),
             serial=record.serial or node.serial,
+            is_equipment=isinstance(node, Equipment),
             python=self.spec.runtime.python,
             image_url=self.spec.services.image.url,
         )

@@ -141,7 +141,7 @@ def _rollout(spec: ClusterSpec) -> Iterator[Finding]:
 
 
 def _lab(spec: ClusterSpec) -> Iterator[Finding]:
-    nodes = {node.name: node for node in spec.nodes}
+    nodes = {machine.name: machine for machine in spec.managed()}
     known = _Known("nodes", nodes)
     for index, fault in enumerate(spec.lab.plant if spec.lab is not None else ()):
         path: SpecPath = ("lab", "plant", index)

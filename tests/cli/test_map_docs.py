@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cli import map_docs
-from orchestrator.domain.node import BRING_UP, LEGAL_MOVES, NodeState
+from orchestrator.domain.node import BRING_UP, EQUIPMENT_BRING_UP, EQUIPMENT_MOVES, LEGAL_MOVES, NodeState
 from orchestrator.domain.run import LEGAL_RUN_MOVES, RunState
 
 
@@ -23,11 +23,14 @@ def arrows(drawing: str) -> list[tuple[str, str]]:
     return [(old, new) for old, new in re.findall(r"(\w+) --> (\w+)", drawing) if old != "bring_up" and new != "bring_up"]
 
 
-def test_the_nodes_drawing_shows_every_legal_move_once_and_no_other() -> None:
-    drawing = map_docs.node_drawing()
-    of_all_bring_up = [(str(state), new) for new in re.findall(r"bring_up --> (\w+)", drawing) for state in BRING_UP]
+@pytest.mark.parametrize(
+    ("bring_up", "moves"), [(BRING_UP, LEGAL_MOVES), (EQUIPMENT_BRING_UP, EQUIPMENT_MOVES)], ids=["node", "equipment"]
+)
+def test_a_drawing_shows_every_legal_move_once_and_no_other(bring_up: tuple[NodeState, ...], moves: dict) -> None:
+    drawing = map_docs.node_drawing(bring_up, moves)
+    of_all_bring_up = [(str(state), new) for new in re.findall(r"bring_up --> (\w+)", drawing) for state in bring_up]
     drawn = sorted(arrows(drawing) + of_all_bring_up)
-    assert drawn == sorted((str(old), str(new)) for old, news in LEGAL_MOVES.items() for new in news)
+    assert drawn == sorted((str(old), str(new)) for old, news in moves.items() for new in news)
 
 
 def test_the_runs_drawing_shows_every_legal_move_to_another_state() -> None:

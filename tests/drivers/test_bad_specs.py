@@ -46,6 +46,7 @@ def test_the_specs_that_ship_are_valid() -> None:
     assert nodes == {
         "lab-4.yaml": 4,
         "lab-6.yaml": 6,
+        "lab-rack.yaml": 1,
         "example-32-dgx.yaml": 32,
         "example-250-xe9680.yaml": 250,
         "example-gb200-nvl72.yaml": 18,

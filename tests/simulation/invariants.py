@@ -100,8 +100,9 @@ def epochs_never_go_back(event: Event, state: ClusterState, site: SimulatedSite,
 def moves_are_legal(event: Event, state: ClusterState, site: SimulatedSite, past: Past) -> Breaches:
     """The lifecycle's table."""
     if event.kind == "node.moved":
-        old, new = state.nodes[event.subject].state, NodeState(event.data["to"])
-        if not can_move(old, new) or str(old) != event.data["from"]:
+        record, new = state.nodes[event.subject], NodeState(event.data["to"])
+        old = record.state
+        if not can_move(old, new, record.kind) or str(old) != event.data["from"]:
             yield f"{event.subject} went from {old} (said: {event.data['from']}) to {new}"
 
 

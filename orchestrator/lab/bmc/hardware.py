@@ -93,6 +93,7 @@ def processor(bmc: Bmc, processor_id: str) -> Json | None:
 def manager(bmc: Bmc) -> Json:
     """The BMC itself."""
     spec = bmc.machine.spec
+    servers = {} if spec.is_equipment else {"ManagerForServers": [link(SYSTEM)]}
     return resource(
         MANAGER,
         "Manager",
@@ -108,7 +109,7 @@ def manager(bmc: Bmc) -> Json:
         DateTimeLocalOffset="+00:00",
         PowerState="On",
         Status=ok(),
-        Links={"ManagerForServers": [link(SYSTEM)], "ManagerForChassis": [link(CHASSIS)]},
+        Links={**servers, "ManagerForChassis": [link(CHASSIS)]},
         Actions={
             "#Manager.Reset": {
                 "target": ROOT + MANAGER_RESET_TARGET,
@@ -121,6 +122,7 @@ def manager(bmc: Bmc) -> Json:
 def chassis(bmc: Bmc) -> Json:
     """The box."""
     machine, now_s = bmc.machine, bmc.now_s
+    systems = {} if machine.spec.is_equipment else {"ComputerSystems": [link(SYSTEM)]}
     return resource(
         CHASSIS,
         "Chassis",
@@ -139,7 +141,7 @@ def chassis(bmc: Bmc) -> Json:
         PowerSubsystem=link(f"{CHASSIS}/PowerSubsystem"),
         ThermalSubsystem=link(f"{CHASSIS}/ThermalSubsystem"),
         Sensors=link(f"{CHASSIS}/Sensors"),
-        Links={"ComputerSystems": [link(SYSTEM)], "ManagedBy": [link(MANAGER)]},
+        Links={**systems, "ManagedBy": [link(MANAGER)]},
     )
 
 

@@ -63,7 +63,7 @@ class RedfishService:
         if path in _DOCUMENTS:
             return _document(path, request)
         _check_accept(request)
-        found = find_route(path)
+        found = find_route(path, is_equipment=self.bmc.machine.spec.is_equipment)
         caller = self._identify(request)
         if caller:
             user.append(caller.account.username)

@@ -153,12 +153,19 @@ _PATTERNS = [
 ]
 
 
-def find_route(path: str) -> tuple[Route, str] | None:
-    """The route of a path without its trailing slash, and the id in it; None if there is none."""
-    exact = _EXACT.get(path)
-    if exact:
-        return exact, ""
-    for pattern, route in _PATTERNS:
-        if found := pattern.fullmatch(path):
-            return route, found.group(1)
-    return None
+def _is_of_system(route: Route) -> bool:
+    return route.path == "/Systems" or route.path.startswith(_SYSTEM)
+
+
+def find_route(path: str, *, is_equipment: bool = False) -> tuple[Route, str] | None:
+    """The route of a path without its trailing slash, and the id in it; None if there is none.
+
+    Equipment has no computer system, and nothing below one.
+    """
+    found: tuple[Route, str] | None = None
+    if exact := _EXACT.get(path):
+        found = exact, ""
+    else:
+        matches = ((route, pattern.fullmatch(path)) for pattern, route in _PATTERNS)
+        found = next(((route, match.group(1)) for route, match in matches if match), None)
+    return None if found and is_equipment and _is_of_system(found[0]) else found

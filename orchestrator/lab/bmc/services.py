@@ -47,7 +47,8 @@ def service_root(bmc: Bmc) -> Json:
         Tasks=link("/TaskService"),
         Links={"Sessions": link(SESSIONS)},
     )
-    names = ("Systems", "Managers", "Chassis", "SessionService", "AccountService", "UpdateService")
+    systems = () if bmc.machine.spec.is_equipment else ("Systems",)
+    names = (*systems, "Managers", "Chassis", "SessionService", "AccountService", "UpdateService")
     return {**body, **{name: link(f"/{name}") for name in (*names, "Registries", "JsonSchemas")}}
 
 
