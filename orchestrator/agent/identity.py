@@ -1,7 +1,8 @@
 """Who this machine is. Sent over SSH and run as `python3 -` by the system's interpreter: standard library only, Python 3.6 on.
 
 Prints one line that starts with MARKER (whatever the login shell printed before is noise) and goes on with a JSON object:
-serial, serial_source ("dmi" | "image" | null), boot_id, image_digest, image, hostname, kernel, python, uptime_s.
+serial, serial_source ("dmi" | "image" | null), boot_id, image_digest, image, hostname, kernel, python, uptime_s,
+clock_s (what it takes the time to be, in seconds since the epoch).
 """
 
 import json
@@ -9,6 +10,7 @@ import os
 import platform
 import socket
 import subprocess
+import time
 
 MARKER = "rackray-identity:"
 DMI_SERIAL = "/sys/class/dmi/id/product_serial"
@@ -31,6 +33,7 @@ def main() -> None:
         "kernel": platform.release(),
         "python": platform.python_version(),
         "uptime_s": read_uptime_s(),
+        "clock_s": time.time(),
     }
     print(MARKER + json.dumps(facts))
 

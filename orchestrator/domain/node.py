@@ -181,6 +181,8 @@ class NodeRecord:
     silences: int = 0
     """Consecutive times nothing could be reached in the present state (a booting node is silent, not failed)."""
     failed_at_s: float = float("-inf")
+    retry_after_s: float = 0.0
+    """The pause that the last exchange that failed was told to make, in seconds after `failed_at_s`; 0 if none."""
     last_problem: str = ""
     last_status: str = ""
     """How the last exchange that failed ended: a `Status`, or empty."""

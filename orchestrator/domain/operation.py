@@ -29,7 +29,7 @@ class Action(StrEnum):
     BMC_FIRMWARE = "bmc.firmware"
     """Read the firmware inventory. facts <- components: [{"id", "name", "version", "updateable"}]."""
     BMC_UPDATE = "bmc.update"
-    """args -> component, image_uri, version. facts <- task (URI on the same BMC), component, version."""
+    """args -> component, image_uri, version. facts <- task (URI on the same BMC; empty if it names none), component, version."""
     BMC_TASK = "bmc.task"
     """args -> task. facts <- task, state, status, percent, messages; a vanished task has state "Vanished"."""
     BMC_TASKS = "bmc.tasks"
@@ -42,7 +42,8 @@ class Action(StrEnum):
     """Ask the site's image service about the node's serial. args -> serial, image.
     facts <- installed (bool), image, digest, wanted_digest, ssh_host_key ("ssh-ed25519 AAAA..."), installed_at_s, boots."""
     SSH_IDENTIFY = "ssh.identify"
-    """Who is behind the SSH port. facts <- serial, boot_id, image_digest, hostname, kernel, python, uptime_s."""
+    """Who is behind the SSH port. facts <- serial, boot_id, image_digest, hostname, kernel, python, uptime_s,
+    clock_skew_s (its clock minus ours, null if it does not say)."""
     SSH_EXEC = "ssh.exec"
     """args -> argv (list), stdin (not secret). facts <- exit_status, stdout, stderr (tails)."""
     PLAYBOOK = "ansible.playbook"

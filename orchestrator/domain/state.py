@@ -134,6 +134,7 @@ def _moved(record: NodeRecord, to: NodeState, because: str, at_s: float, run: st
         failures=0,
         silences=0,
         failed_at_s=float("-inf"),
+        retry_after_s=0.0,
         last_problem="",
         last_status="",
         fatal="",
@@ -158,7 +159,7 @@ def _ended(record: NodeRecord, event: Event) -> NodeRecord:
     if status is Status.DONE:
         values = {**(was_open.args if was_open else {}), **data["facts"]}
         facts = {**record.facts, action: Fact(event.at_s, values)}
-        healed = {"failures": 0, "silences": 0, "failed_at_s": float("-inf"), "last_problem": ""}
+        healed = {"failures": 0, "silences": 0, "failed_at_s": float("-inf"), "retry_after_s": 0.0, "last_problem": ""}
         return changed(record, open=opened, facts=facts, **healed)
     lost = was_open if status is Status.UNKNOWN and was_open else record.lost
     hopeless = status is Status.MISMATCH or (status is Status.REFUSED and not data.get("retryable", True))
@@ -170,6 +171,7 @@ def _ended(record: NodeRecord, event: Event) -> NodeRecord:
         failures=record.failures + (0 if quiet or data.get("takeover") else 1),
         silences=record.silences + (1 if quiet else 0),
         failed_at_s=event.at_s,
+        retry_after_s=float(data.get("retry_after_s", 0.0)),
         last_problem=data["reason"],
         last_status=str(status),
         fatal=data["reason"] if hopeless else record.fatal,

@@ -183,6 +183,8 @@ def identify_node(shell: NodeShell, operation: Operation) -> Facts:
     """Facts of SSH_IDENTIFY. IdentityMismatch if the machine behind the port is another than the spec's."""
     result = shell.run([SYSTEM_PYTHON, "-"], stdin=_agent_script("identity.py"), timeout_s=operation.timeout_s)
     facts = _marked(result, IDENTITY_MARKER, operation.node)
+    clock_s = facts.pop("clock_s", None)
+    facts["clock_skew_s"] = round(clock_s - time.time(), 1) if isinstance(clock_s, int | float) else None
     serial = facts.get("serial")
     if serial and operation.target.serial and serial != operation.target.serial:
         raise IdentityMismatch(
@@ -234,7 +236,8 @@ def _marked(result: ShellResult, marker: str, node: str) -> dict[str, Any]:
             break
         if isinstance(facts, dict):
             return facts
-    said = " ".join(result.stderr.split())[-300:] or "nothing"
+    # nologin(8) and broken profiles talk on the standard output.
+    said = " ".join((result.stderr.strip() or result.stdout).split())[-300:] or "nothing"
     raise PeerRefused(
         f"{marker.rstrip(':')} on {node} ended with status {result.exit_status} and no result; it said: {said}",
         "does the interpreter named in runtime.python run there?",

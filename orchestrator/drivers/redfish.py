@@ -204,7 +204,8 @@ class RedfishBmc:
             raise PeerRefused(f"the BMC of {self._node} keeps no event log")
         entries = []
         for member in members(self._session, follow(self._session, "Entries", start=chosen)):
-            entry = member if len(member) > 1 else self._session.get(member["@odata.id"])
+            # Some collections show their entries, some only links, some entries with most of their fields left out.
+            entry = member if "Message" in member else self._session.get(member["@odata.id"])
             at = date(entry, "EventTimestamp", "Created")
             entries.append({"at": at, "severity": text(entry, "Severity"), "message": shown(str(entry.get("Message") or ""))})
         return {"entries": sorted(entries, key=lambda entry: str(entry["at"] or ""))[-MOST_EVENTS:]}

@@ -8,7 +8,7 @@ tried once and never in a loop.
 import logging
 import threading
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,9 @@ from orchestrator.drivers.redfish_client import Answer, RedfishClient, extended_
 LOG = logging.getLogger(__name__)
 SESSIONS = "/redfish/v1/SessionService/Sessions"
 MUST_CHANGE = "PasswordChangeRequired"
+CONDITION_FAILED = (412, 428)
+EMPTY_ETAGS = ("", '""', 'W/""')
+"""What BMCs send where they keep no ETag."""
 
 
 class PasswordChangeDue(PeerRefused):
@@ -108,15 +111,31 @@ class RedfishSession:
     def patch(self, link: object, body: Mapping[str, Any]) -> Answer:
         """PATCH, with the resource's ETag where it has one (some BMCs answer 412 or 428 without).
 
-        A weak ETag may not be compared (RFC 9110, 13.1.1), yet BMCs send such ones: after a 412 it is tried as a strong one.
+        412 and 428 say that nothing was done, so another condition may follow them: a weak ETag as a strong one, because it may
+        not be compared (RFC 9110, 13.1.1) and BMCs send such ones; a strong one as it reads now, because somebody may have
+        written in between; none or an empty one as `*`.
         """
-        etag = self.fetch(link).etag
-        tags = [etag, etag.removeprefix("W/")] if etag.startswith("W/") else [etag]
-        for last, tag in zip([False, True][-len(tags) :], tags, strict=True):
-            answer = self._answered("PATCH", link, body, {"If-Match": tag} if tag else {})
-            if answer.status != 412 or last:
+        answer = None
+        for condition in self._conditions(link):
+            answer = self._answered("PATCH", link, body, {"If-Match": condition} if condition else {})
+            if answer.status not in CONDITION_FAILED:
                 break
+        assert answer is not None  # noqa: S101 - there is always a condition, and the type checker cannot know
         return self._checked(answer, "PATCH", link, body)
+
+    def _conditions(self, link: object) -> Iterator[str]:
+        """What If-Match may say, one after the other; empty for no If-Match."""
+        etag = self.fetch(link).etag
+        if etag.strip() in EMPTY_ETAGS:
+            yield from ("", "*")
+            return
+        yield etag
+        if etag.startswith("W/"):
+            yield etag.removeprefix("W/")
+        elif (now := self.fetch(link).etag) and now != etag:
+            yield now
+        else:
+            yield etag
 
     def _asked(self, method: str, link: object, body: Mapping[str, Any] | None, headers: Mapping[str, str]) -> Answer:
         return self._checked(self._answered(method, link, body, headers), method, link, body)
@@ -149,7 +168,11 @@ class RedfishSession:
             if self._credential() != dict(used):
                 return True  # another thread has renewed it already
             self._token = self._uri = ""
-            return self._open(self._login)
+            if self._open(self._login):
+                return True
+            # The login is no longer good. Whoever comes next logs in anew, with what the secrets folder says then.
+            self._login = None
+            return False
 
     def _open(self, login: Login) -> bool:
         credentials = {"UserName": login.username, "Password": login.password.reveal()}

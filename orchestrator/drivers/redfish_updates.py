@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from orchestrator.domain.errors import AnswerLost, PeerRefused
+from orchestrator.domain.errors import PeerRefused
 from orchestrator.drivers.redfish_client import Answer, extended_infos, shown
 from orchestrator.drivers.redfish_reading import allowed, follow, inner, last_segment, link, listed, members, number, text
 from orchestrator.drivers.redfish_session import RedfishSession
@@ -37,7 +37,10 @@ def inventory(session: RedfishSession) -> list[dict[str, Any]]:
 
 
 def start_update(session: RedfishSession, component: str, image_uri: str, version: str) -> dict[str, Any]:
-    """SimpleUpdate of one component. Facts: task (URI), component, version. PeerRefused, AnswerLost as everywhere."""
+    """SimpleUpdate of one component. Facts: task (URI; empty if the BMC names none), component, version.
+
+    Raises PeerRefused, AnswerLost as everywhere.
+    """
     where = session.client.where
     service = session.get(follow(session, "UpdateService"))
     action = inner(service, "Actions", "#UpdateService.SimpleUpdate")
@@ -125,19 +128,24 @@ def _component_uri(session: RedfishSession, service: Mapping[str, Any], componen
 
 
 def _task_uri(session: RedfishSession, answer: Answer, before: set[str] | None) -> str:
-    """Where the accepted update can be watched: the task itself, else its monitor, else the one task that is new."""
+    """Where the accepted update can be watched: the task itself, else its monitor, else the one task that is new.
+
+    Empty where none is named: the update was accepted all the same, and only the version tells its end.
+    """
     kind = str(answer.body.get("@odata.type", ""))
-    if ".Task" in kind and link(answer.body):
-        return session.client.path_of(link(answer.body))
-    if answer.headers.get("location"):
-        return session.client.path_of(answer.headers["location"])
+    named = link(answer.body) if ".Task" in kind else None
+    try:
+        if named or answer.headers.get("location"):
+            return session.client.path_of(named or answer.headers["location"])
+    except PeerRefused as foreign:
+        # A link that is not followed does not undo what was accepted.
+        LOG.warning("%s", foreign)
     after = _task_uris(session)
     new = (after or set()) - (before or set())
     if before is not None and len(new) == 1:
         return new.pop()
-    raise AnswerLost(
-        f"the BMC at {session.client.where} accepted the update and named no task", "read the version back when it should be done"
-    )
+    LOG.warning("the BMC at %s accepted an update and named no task", session.client.where)
+    return ""
 
 
 def _task_uris(session: RedfishSession) -> set[str] | None:

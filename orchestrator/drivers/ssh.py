@@ -5,6 +5,7 @@ deadlock the other), a deadline for the whole command, exit by signal told apart
 EOFError among them) translated.
 """
 
+import contextlib
 import logging
 import os
 import select
@@ -103,23 +104,26 @@ class SshDoor:
         pinned = parse_host_key(target.ssh_host_key)
         client.get_host_keys().add(_known_name(target.ssh_host, target.ssh_port), pinned.get_name(), pinned)
         limit_s = remaining_s(timeout_s)
+        began_s = time.monotonic()
         with _as_peer_errors(where):
             connection = _connect(target.ssh_host, target.ssh_port, min(CONNECT_S, limit_s))
+            left_s = limit_s - (time.monotonic() - began_s)
             try:
-                client.connect(
-                    target.ssh_host,
-                    target.ssh_port,
-                    username=target.ssh_user,
-                    pkey=key,
-                    sock=connection,
-                    allow_agent=False,
-                    look_for_keys=False,
-                    timeout=min(CONNECT_S, limit_s),
-                    banner_timeout=min(BANNER_S, limit_s),
-                    auth_timeout=min(AUTH_S, limit_s),
-                    channel_timeout=min(CHANNEL_S, limit_s),
-                    disabled_algorithms=WEAK_ALGORITHMS,
-                )
+                with _cut_after(connection, left_s):
+                    client.connect(
+                        target.ssh_host,
+                        target.ssh_port,
+                        username=target.ssh_user,
+                        pkey=key,
+                        sock=connection,
+                        allow_agent=False,
+                        look_for_keys=False,
+                        timeout=min(CONNECT_S, left_s),
+                        banner_timeout=min(BANNER_S, left_s),
+                        auth_timeout=min(AUTH_S, left_s),
+                        channel_timeout=min(CHANNEL_S, left_s),
+                        disabled_algorithms=WEAK_ALGORITHMS,
+                    )
             except BaseException:
                 client.close()
                 connection.close()
@@ -161,7 +165,7 @@ class SshShell:
             raise
         try:
             try:
-                channel.settimeout(limit_s)
+                channel.settimeout(min(CHANNEL_S, max(0.0, end_s - time.monotonic())))
                 channel.exec_command(shlex.join(argv))
             except (paramiko.SSHException, EOFError, OSError) as error:
                 # The request may have arrived although its confirmation did not.
@@ -252,7 +256,8 @@ class _Conversation:
 
     def _result(self) -> CommandResult:
         status = self._channel.exit_status
-        if status < 0 and not self._transport.is_active():
+        # Where the connection breaks, paramiko ends the channel before it calls the transport dead; its exception stands first.
+        if status < 0 and (self._transport.saved_exception is not None or not self._transport.is_active()):
             raise AnswerLost(f"{self._where}: the connection broke while {self._command} ran", "what it did is not known")
         return CommandResult(status if status >= 0 else ENDED_BY_SIGNAL, self._stdout.text(), self._stderr.text())
 
@@ -317,6 +322,24 @@ def _private_key(path: str) -> paramiko.PKey:
         raise SecretMissing(f"the SSH key {path} is locked with a passphrase", "give rackray a key of its own") from error
     except (paramiko.SSHException, OSError, ValueError, TypeError) as error:
         raise SecretMissing(f"the SSH key {path} cannot be read: {_cause(error)}", "ssh-keygen -t ed25519 makes one") from error
+
+
+@contextmanager
+def _cut_after(connection: socket.socket, seconds: float) -> Iterator[None]:
+    """Ends the connection if what is inside takes longer: each of paramiko's time limits is for one of its phases alone, and a
+    peer that drips starts some of them anew with every byte."""
+
+    def cut() -> None:
+        with contextlib.suppress(OSError):  # it has ended by itself
+            connection.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(max(0.0, seconds), cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _known_name(host: str, port: int) -> str:

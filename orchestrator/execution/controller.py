@@ -142,7 +142,7 @@ class Controller:
                 self.state.observe(outcome.node, outcome.action, outcome.facts, seen_s)
                 self._follow(outcome.node)
             else:
-                events.append(_ended(outcome, flying.operation))
+                events.append(ended_event(outcome, flying.operation.node))
         self._commit(events, now_s, looks)
         return bool(outcomes)
 
@@ -379,7 +379,8 @@ class Controller:
         return min(max(due_s - self.clock.now_s(), 0.001), RENEW_EVERY_S)
 
 
-def _ended(outcome: Outcome, operation: Operation) -> Event:
+def ended_event(outcome: Outcome, node: str) -> Event:
+    """What the journal keeps of an outcome."""
     data = {
         "operation": outcome.operation,
         "action": str(outcome.action),
@@ -389,7 +390,9 @@ def _ended(outcome: Outcome, operation: Operation) -> Event:
         "retryable": outcome.retryable,
         "seconds": round(outcome.seconds, 3),
     }
-    return Event("node.ended", operation.node, data)
+    if outcome.retry_after_s:
+        data["retry_after_s"] = outcome.retry_after_s
+    return Event("node.ended", node, data)
 
 
 def everything_settled(state: ClusterState) -> bool:

@@ -318,6 +318,9 @@ class Machine:
             restart = self.faults.get("bmc_restarts_after_update")
             if restart and task.ended_s is not None:
                 self.faults.add(parse_fault("bmc_gone", {"seconds": restart.number("seconds")}, task.ended_s))
+            flaps = self.faults.get("bmc_flaps_after_update")
+            if flaps and task.ended_s is not None:
+                self.faults.add(parse_fault("bmc_flaps", dict(flaps.arguments), task.ended_s))
         self._updates.finished.clear()
 
     def _record(self, at_s: float, severity: str, message: str, sensor: str = "System") -> None:

@@ -66,9 +66,20 @@ FAULTS: Mapping[str, FaultKind] = MappingProxyType(
         "reset_ignored": FaultKind("a reset is accepted with 204 and nothing happens"),
         "power_state_stale": FaultKind("PowerState shows a change only after some seconds", {"seconds": Argument(float, 5.0)}),
         "session_pool_full": FaultKind("no more session can be created"),
-        "bmc_slow": FaultKind("every answer is late", {"seconds": Argument(float, 2.0)}),
+        "bmc_slow": FaultKind(
+            "answers are late; what was asked is done at once",
+            {"seconds": Argument(float, 2.0), "path_prefix": Argument(str, "/"), "method": Argument(str, "")},
+        ),
         "bmc_silent": FaultKind("connections are accepted, nothing is ever answered", {"seconds": Argument(float, FOR_EVER_S)}),
         "bmc_gone": FaultKind("connections are refused, open ones are reset", {"seconds": Argument(float, FOR_EVER_S)}),
+        "bmc_flaps": FaultKind(
+            "connections are refused for a share of every period",
+            {"period_s": Argument(float, 4.0), "down_share": Argument(float, 0.5), "seconds": Argument(float, FOR_EVER_S)},
+        ),
+        "bmc_flaps_after_update": FaultKind(
+            "the BMC flaps for a while after each update", {"period_s": Argument(float, 4.0), "seconds": Argument(float, 30.0)}
+        ),
+        "connections_limited": FaultKind("connections beyond so many are reset", {"most": Argument(int, 2)}),
         "http_error": FaultKind(
             "requests below a path are answered with an error",
             {
@@ -170,6 +181,23 @@ class ActiveFaults:
             del self._active[name]
             return None
         return fault
+
+    def concerns(self, name: str, method: str, path: str) -> Fault | None:
+        """The active fault of that name if it is about this request."""
+        fault = self._active.get(name)
+        if fault is None or not path.startswith(fault.text("path_prefix")) or fault.arguments["method"] not in ("", method):
+            return None
+        return fault
+
+    def is_bmc_gone(self, now_s: float) -> bool:
+        """Whether the BMC refuses connections at this moment."""
+        if self.lasting("bmc_gone", now_s):
+            return True
+        flaps = self.lasting("bmc_flaps", now_s)
+        if flaps is None or flaps.number("period_s") <= 0:
+            return False
+        share = (now_s - flaps.since_s) / flaps.number("period_s") % 1.0
+        return share < flaps.number("down_share")
 
     def concerning_part(self, name: str, part_id: str) -> Fault | None:
         """The active fault of that name if it is about this firmware part, or about all of them."""

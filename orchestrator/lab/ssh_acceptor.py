@@ -9,8 +9,11 @@ import logging
 import select
 import signal
 import socket
+import struct
 import subprocess
 import threading
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -22,6 +25,8 @@ log = logging.getLogger(__name__)
 SSHD = "/usr/sbin/sshd"
 TICK_S = 0.5
 """How often ended sshd processes are reaped."""
+DRIP_S = 1.0
+"""Between two bytes of a dripping port."""
 
 
 class SshFault(StrEnum):
@@ -33,6 +38,20 @@ class SshFault(StrEnum):
     """Connections are accepted and nothing is ever said."""
     GARBAGE = "ssh_garbage"
     """Something that is no SSH answers."""
+    RESET = "ssh_reset"
+    """Connections are accepted and reset at once."""
+    DRIP = "ssh_drip"
+    """Connections are accepted, and one byte a second comes, never a whole line."""
+    FULL = "ssh_full"
+    """sshd has too many logins under way and drops every new one (sshd_config(5), MaxStartups)."""
+
+
+FIRST_WORDS: Mapping[SshFault, bytes] = {
+    SshFault.GARBAGE: b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n",
+    SshFault.RESET: b"",
+    SshFault.FULL: b"Exceeded MaxStartups\r\n",
+}
+"""What a client is told before its connection is closed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +83,7 @@ class SshAcceptor:
         self._names: dict[int, str] = {}
         self._faults: dict[str, SshFault] = {}
         self._sessions: list[tuple[str, subprocess.Popen[bytes]]] = []
+        self._dripped_s = 0.0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._accept_forever, name="ssh acceptor", daemon=True)
         self._thread.start()
@@ -169,6 +189,7 @@ class SshAcceptor:
                         log.exception("a connection could not be given to its node")
             with self._lock:
                 self._sessions = [(name, session) for name, session in self._sessions if session.poll() is None]
+                self._drip(time.monotonic())
 
     def _accept(self, descriptor: int) -> None:
         opened = self._doors.get(self._names.get(descriptor, ""))
@@ -179,13 +200,25 @@ class SshAcceptor:
         except (BlockingIOError, ConnectionAbortedError):
             return  # the client gave up
         connection.setblocking(True)
-        if opened.fault is SshFault.HANG:
+        if opened.fault in (SshFault.HANG, SshFault.DRIP):
             opened.held.append(connection)
-        elif opened.fault is SshFault.GARBAGE:
+        elif opened.fault is not None and opened.fault in FIRST_WORDS:
             with connection, contextlib.suppress(OSError):  # the client may be gone already
-                connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+                connection.sendall(FIRST_WORDS[opened.fault])
+                if opened.fault is SshFault.RESET:
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         else:
             self._serve(opened.door, connection)
+
+    def _drip(self, now_s: float) -> None:
+        """One more byte on every connection of a dripping port. The lock is held."""
+        if now_s < self._dripped_s + DRIP_S:
+            return
+        self._dripped_s = now_s
+        for opened in self._doors.values():
+            for connection in opened.held if opened.fault is SshFault.DRIP else ():
+                with contextlib.suppress(OSError):  # the client is gone, or reads nothing
+                    connection.send(b"S", socket.MSG_DONTWAIT)
 
     def _serve(self, door: SshDoor, connection: socket.socket) -> None:
         with connection, door.log.open("ab") as log_file:

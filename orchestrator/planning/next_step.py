@@ -24,6 +24,8 @@ CAUSES: Mapping[str, Cause] = {
     Status.MISMATCH: Cause.IDENTITY,
 }
 """What kind of failure it is when exchanges ended like this; all others are refusals."""
+CLOCK_SKEW_S = 30.0
+"""From here on a node's wrong clock is worth a word; setting it is the playbook's work."""
 BACKOFF_CAP_S = 60.0
 POWER_SETTLES_S = 30.0
 """How long a BMC may keep saying Off after it accepted a power-on before the command is repeated."""
@@ -95,7 +97,9 @@ def _held_up(context: Context) -> Decision | None:
     if record.state is NodeState.ENROLLED and record.silences >= policy.attempts:
         because = f"its BMC at {context.node.bmc} does not answer after {record.silences} tries: {problem}"
         return context.quarantine(because, Cause.UNREACHABLE)
-    until_s = record.failed_at_s + backoff_s(record, policy)
+    # What the neighbour asked for counts, but never so long that the limit of the stage would pass meanwhile.
+    asked_s = min(record.retry_after_s, policy.stage_limit_s / 2)
+    until_s = record.failed_at_s + max(backoff_s(record, policy), asked_s)
     if context.now_s < until_s:
         return Hold(record.name, until_s, f"pause after: {problem}")
     return None
@@ -236,7 +240,10 @@ def _imaged(context: Context) -> Decision:
         return context.quarantine(because, Cause.IDENTITY)
     if wanted and seen["image_digest"] != wanted:
         return context.quarantine(f"it runs image {seen['image_digest']!r}, the image service publishes {wanted!r}")
-    return context.move(NodeState.REACHABLE, f"SSH with the pinned host key, serial {seen['serial']}, kernel {seen['kernel']}")
+    skew_s = seen.get("clock_skew_s") or 0.0
+    clock = f"; its clock is off by {skew_s:.0f} s" if abs(skew_s) > CLOCK_SKEW_S else ""
+    because = f"SSH with the pinned host key, serial {seen['serial']}, kernel {seen['kernel']}{clock}"
+    return context.move(NodeState.REACHABLE, because)
 
 
 def _reachable(context: Context) -> Decision:
@@ -267,7 +274,13 @@ def _configured(context: Context) -> Decision:
     if not baseline[worst.name].image:
         return context.quarantine(f"{said}, and the baseline names no image to install")
     if update is not None and update.get("component") == worst.name:
-        return context.quarantine(f"the update of {worst.name} ended, but {said}")
+        if not update.get("task"):
+            # Nothing tells when it ends: the version is looked at until it is the approved one, or the stage's time is over.
+            return context.look_again(Action.BMC_FIRMWARE, f"an update was accepted and the BMC named no task; {said}")
+        ending = "; ".join((record.fact(Action.BMC_TASK) or {}).get("messages") or ())
+        return context.quarantine(
+            f"the update of {worst.name} ended, but {said}" + (f"; its task said: {ending}" if ending else "")
+        )
     return _start_update(context, worst.name, said)
 
 

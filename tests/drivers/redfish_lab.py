@@ -1,4 +1,4 @@
-"""Real BMCs of the lab, in this process, on 127.2.201.0/24; and a secrets folder as a vendor's delivery makes it."""
+"""Real BMCs of the lab, in this process, on 127.2.201.0/24 or as told; and a secrets folder as a vendor's delivery makes it."""
 
 import asyncio
 import dataclasses
@@ -59,20 +59,22 @@ class BmcLab:
     home: Path
     loop: EventLoopThread
     farm: BmcFarm
+    network: str = "127.2.201"
+    """The first three parts of every BMC's address."""
     machines: dict[str, Machine] = field(default_factory=dict)
     targets: dict[str, Target] = field(default_factory=dict)
 
     @staticmethod
-    def started(home: Path) -> "BmcLab":
+    def started(home: Path, network: str = "127.2.201") -> "BmcLab":
         loop = EventLoopThread()
         farm = BmcFarm()
         loop.run(farm.start())
-        return BmcLab(home, loop, farm)
+        return BmcLab(home, loop, farm, network)
 
     def add(self, node: str, *, in_delivery: bool = True, certificate_delivered: bool = True) -> Target:
         """A machine with factory password, switched off; its row goes into factory.csv."""
         number = len(self.machines) + 1
-        address = f"127.2.201.{number}"
+        address = f"{self.network}.{number}"
         spec = MachineSpec(
             name=node,
             serial=f"SER-{node}",

@@ -104,6 +104,12 @@ class OddBmc(Peer):
         files = make_certificate(self.folder, "another", self.address)
         self._context.load_cert_chain(files.certificate_path, files.key_path)
 
+    def show_expired_certificate(self) -> str:
+        """The same, of another host and out of date; its pin."""
+        files = make_certificate(self.folder, "expired", "192.0.2.1", valid_days=-30)
+        self._context.load_cert_chain(files.certificate_path, files.key_path)
+        return files.sha256
+
     def requests(self, method: str) -> list[str]:
         return [seen.path for seen in self.seen if seen.method == method]
 

@@ -1,7 +1,9 @@
 """Real sshd behind a small acceptor on 127.1.201.0/24, and peers that misbehave before any SSH is spoken."""
 
+import contextlib
 import os
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -82,8 +84,14 @@ class SshdPeer(Peer):
     def cut(self) -> None:
         """End every connection at once, as a power cut does."""
         for process in self.processes:
-            subprocess.run(["pkill", "-KILL", "-P", str(process.pid)], check=False)
+            children = subprocess.run(
+                ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False
+            ).stdout.split()
+            # sshd first: one that sees its command die still tells the client how.
             process.kill()
+            for child in children:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(child), signal.SIGKILL)
 
     def stop(self) -> None:
         super().stop()

@@ -28,12 +28,13 @@ class CertificateFiles:
     """
 
 
-def make_certificate(directory: Path, common_name: str, ip: str) -> CertificateFiles:
+def make_certificate(directory: Path, common_name: str, ip: str, *, valid_days: int = VALID_DAYS) -> CertificateFiles:
     """A new key and self-signed certificate for `ip`, as DIRECTORY/COMMON_NAME.{pem,key}; replaces older
     ones.
 
     The address stands in a subjectAltName, so a client that trusts this one certificate verifies the
-    address too. Errors: ValueError if `ip` is no IP address, OSError if the directory cannot be written.
+    address too. With `valid_days` 0 or less it has run out already. Errors: ValueError if `ip` is no IP address, OSError if
+    the directory cannot be written.
     """
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
@@ -46,8 +47,8 @@ def make_certificate(directory: Path, common_name: str, ip: str) -> CertificateF
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         # A day back: clocks of clients are not all right.
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=VALID_DAYS))
+        .not_valid_before(now + datetime.timedelta(days=min(valid_days, 0) - 1))
+        .not_valid_after(now + datetime.timedelta(days=valid_days, seconds=-1))
         .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(ip))]), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import socket
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -26,6 +26,17 @@ log = logging.getLogger(__name__)
 MAX_BODY_BYTES = 1 << 20
 IDLE_S = 75.0
 READ_BYTES = 1 << 16
+ERROR_MESSAGES: Mapping[int, tuple[str, ...]] = {
+    401: ("NoValidSession",),
+    403: ("InsufficientPrivilege",),
+    404: ("ResourceMissingAtURI", "/redfish"),
+    409: ("ResourceInUse",),
+    412: ("PreconditionFailed",),
+    429: ("ServiceTemporarilyUnavailable",),
+    500: ("InternalError",),
+    503: ("ServiceTemporarilyUnavailable",),
+}
+"""Status of the fault `http_error` → the message it comes with, and its arguments."""
 LOOK_AGAIN_S = 0.05
 """How often a silent connection looks whether the fault was healed."""
 
@@ -91,7 +102,7 @@ class Connection:
         self._access_log.write(wall_s, request.method, request.path, status, answer.user, request.peer)
         if lost:
             raise _Hang(is_reset=True)
-        if slow := self._machine.faults.get("bmc_slow"):
+        if slow := self._machine.faults.concerns("bmc_slow", request.method, request.path):
             await asyncio.sleep(slow.number("seconds"))
         if self._machine.faults.take("reset_mid_body", request.method, request.path):
             await self._send_half(answer)
@@ -202,7 +213,8 @@ def _head_and_body(answer: Answer) -> tuple[h11.Response, bytes]:
 
 def _error_answer(fault: Fault) -> Answer:
     status, retry_s = int(fault.number("status")), int(fault.number("retry_after_s"))
-    error = refused(status, "ServiceTemporarilyUnavailable", str(retry_s))
+    key, *arguments = ERROR_MESSAGES.get(status, ("GeneralError",))
+    error = refused(status, key, *(arguments or ([str(retry_s)] if key == "ServiceTemporarilyUnavailable" else [])))
     headers = {"OData-Version": "4.0", "Content-Type": "application/json"}
     if retry_s:
         headers["Retry-After"] = str(retry_s)

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import socket
 import ssl
+import struct
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -127,7 +128,7 @@ class _Served:
 
     def reconcile(self) -> None:
         """Listen unless the BMC is gone; a BMC that goes resets its connections and forgets its sessions."""
-        is_gone = self._machine.faults.lasting("bmc_gone", self._clock()) is not None
+        is_gone = self._machine.faults.is_bmc_gone(self._clock())
         if is_gone and self._listener is not None:
             self._stop_listening()
             self._service.bmc.sessions.end_all()
@@ -189,6 +190,11 @@ class _Served:
 
     async def _serve(self, accepted: socket.socket, peer: str) -> None:
         loop = asyncio.get_running_loop()
+        limit = self._machine.faults.get("connections_limited")
+        if limit and len(self._connections) > limit.number("most"):
+            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            accepted.close()
+            return
         # A silent BMC accepts and says nothing, not even TLS's hello.
         if self._is_silent():
             try:
