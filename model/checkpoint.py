@@ -1,28 +1,67 @@
-"""Checkpoints that are whole or do not count: drafted, hashed, manifested, renamed; and the choice of one to resume.
+"""Checkpoints that are whole or do not count: drafted, written in the background, manifested, renamed; and resumed.
 
 step-000120.draft/  while it is written     →  step-000120/  complete     →  step-000120.delete/  on its way out
-    deepspeed/…                 DeepSpeed's files: weights, optimizer state
-    random-state-00000.pt …     one per rank
+    rank-00000.safetensors …    each rank's part of the state
+    state.json                  which part of which parameter lies where (`model/state.py`)
     manifest.json               last
+
+A save holds the training up for a copy into host memory; a thread of each rank writes it.  Once every rank's is on disk,
+rank 0 writes the manifest and gives the folder its name: whatever dies before that leaves the checkpoint before in force.
 """
 
 from __future__ import annotations
 
 import shutil
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from model.background import BackgroundFile
 from model.contract import FileRecord, Manifest, RunSpec, write_manifest
-from model.engine import Engine, from_every_rank, from_rank_zero, random_state_name, wait_for_every_rank
+from model.engine import Engine, from_every_rank, from_rank_zero, wait_for_every_rank
 from model.manifest import describe_file, files_in, step_folder_name, step_folders, sync_directory, sync_file
 from model.resumption import CheckpointError, Resumption, choose_resumption, manifest_for
+from model.state import STATE_NAME, Fragment, state_text, tensor_name
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A checkpoint that is complete."""
+
+    step: int
+    size_bytes: int
+    save_s: float
+    """From the beginning of the save until it was published."""
+    held_s: float
+    """How long the training stood still for it."""
+
+
+@dataclass(slots=True)
+class _Begun:
+    """A checkpoint on its way."""
+
+    step: int
+    draft: Path
+    begun_s: float
+    held_s: float = 0.0
+
+
+def rank_file_name(rank: int) -> str:
+    return f"rank-{rank:05d}.safetensors"
 
 
 class Checkpoints:
-    """The run's checkpoint directory, as one rank sees it.  `save` and `find` are collective."""
+    """The run's checkpoint directory, as one rank sees it.  Every public method is collective."""
 
     def __init__(self, spec: RunSpec, rank: int, world_size: int) -> None:
         self._spec, self._rank, self._world_size = spec, rank, world_size
         self._directory = Path(spec.checkpoint.directory)
+        self._file = BackgroundFile()
+        self._begun: _Begun | None = None
+        self._fragments: dict[str, list[Fragment]] | None = None
 
     def find(self) -> Resumption:
         """The newest complete checkpoint, the same on every rank: rank 0 verifies and the others follow.
@@ -40,57 +79,92 @@ class Checkpoints:
             raise CheckpointError(found)
         return found
 
-    def save(self, engine: Engine, step: int) -> Manifest:
-        """Writes the checkpoint of `step`, publishes it and deletes the ones beyond `checkpoint.keep`.
+    def begin(self, engine: Engine, step: int, notes: Mapping[str, Any]) -> Saved | None:
+        """Begins to save `step`; first waits for the save before, if that still goes on, and returns it.
 
-        Raises CheckpointError, on every rank, where the ranks do not see each other's files.
+        `notes` (rank 0's count) come back from a resumed run's `StateReader`.  Raises CheckpointError, on every rank,
+        where a rank cannot write or the ranks do not see each other's files.
         """
+        before = self.finish()
+        begun_s = time.monotonic()
         draft = self._directory / f"{step_folder_name(step)}.draft"
         if self._rank == 0:
             self._directory.mkdir(parents=True, exist_ok=True)
-            self._clear_leftovers()
+            if self._fragments is None:
+                self._clear_leftovers()
             draft.mkdir()
         wait_for_every_rank()
-        draft.mkdir(parents=True, exist_ok=True)  # on a directory that is not shared; `_records` then says so
-        engine.save(draft, step)
-        wait_for_every_rank()  # DeepSpeed waits for its own files only
-        manifest = manifest_for(self._spec, step=step, files=self._records(draft))
+        draft.mkdir(parents=True, exist_ok=True)  # on a directory that is not shared; `_complete` then says so
+        spans = engine.state.owned()
+        if self._fragments is None:
+            shares = from_every_rank([span.fragment for span in spans])
+            self._fragments = {rank_file_name(rank): share for rank, share in enumerate(shares)}
+        tensors = {tensor_name(span.fragment.name, kind): t for span in spans for kind, t in span.tensors.items()}
+        self._file.start(draft / rank_file_name(self._rank), tensors)
         if self._rank == 0:
-            write_manifest(draft, manifest)
-            self._publish(draft, step)
-            self._prune(step)
-        wait_for_every_rank()
-        return manifest
+            text = state_text(self._fragments, adam_steps=engine.state.adam_steps(), notes=notes)
+            (draft / STATE_NAME).write_text(text, encoding="utf-8")
+        self._begun = _Begun(step, draft, begun_s, held_s=time.monotonic() - begun_s)
+        return before
 
-    def _records(self, draft: Path) -> tuple[FileRecord, ...]:
-        """Size and hash of every file, on disk for good; each rank does its share of them."""
-        names: list[str] = from_rank_zero(files_in(draft))
-        records: list[FileRecord] | str = []
+    def poll(self, engine: Engine) -> Saved | None:
+        """The save under way, if it has just become complete on every rank; to be asked after every step."""
+        if self._begun is None or engine.any_rank(self._file.is_busy):
+            return None
+        return self.finish()
+
+    def finish(self) -> Saved | None:
+        """Waits for the save under way; None if there is none.  Raises as `begin` does."""
+        if self._begun is None:
+            return None
+        begun, self._begun = self._begun, None
+        waited_s = time.monotonic()
+        size_bytes = self._complete(begun)
+        now_s = time.monotonic()
+        return Saved(begun.step, size_bytes, save_s=now_s - begun.begun_s, held_s=begun.held_s + now_s - waited_s)
+
+    def _complete(self, begun: _Begun) -> int:
+        record: FileRecord | str
         try:
-            for name in names[self._rank :: self._world_size]:
-                sync_file(draft / name)
-                records.append(describe_file(draft, name))  # type: ignore[union-attr]
-        except OSError as error:
+            record = self._file.finish()
+        except Exception as error:
             # Told to every rank: one that only raised here would leave the others waiting.
-            records = str(error)
-        missing = [r for r in range(self._world_size) if random_state_name(r) not in names]
-        shares = from_every_rank(records)
-        faults = [f"rank {rank}: {share}" for rank, share in enumerate(shares) if isinstance(share, str)]
-        faults += [f"rank 0 does not see the files of rank {rank}" for rank in missing]
-        if faults:
-            raise CheckpointError(
-                f"{draft} is not the same directory on every rank ({'; '.join(faults)}); "
-                "put checkpoint.directory on storage that all ranks share"
-            )
-        return tuple(sorted((record for share in shares for record in share), key=lambda record: record.path))
+            record = f"{type(error).__name__}: {error}"
+        records = from_every_rank(record)
+        size_bytes: int | str = 0
+        if self._rank == 0:
+            try:
+                size_bytes = self._publish(begun, records).size_bytes
+            except (CheckpointError, OSError) as error:
+                size_bytes = str(error)
+        size_bytes = from_rank_zero(size_bytes)
+        if isinstance(size_bytes, str):
+            raise CheckpointError(size_bytes)
+        return size_bytes
 
-    def _publish(self, draft: Path, step: int) -> None:
-        folder = self._directory / step_folder_name(step)
+    def _publish(self, begun: _Begun, records: list[FileRecord | str]) -> Manifest:
+        faults = [f"rank {rank}: {record}" for rank, record in enumerate(records) if isinstance(record, str)]
+        if faults:
+            raise CheckpointError(f"{begun.draft} could not be written: {'; '.join(faults)}")
+        there = files_in(begun.draft)
+        missing = [rank for rank in range(self._world_size) if rank_file_name(rank) not in there]
+        if missing:
+            raise CheckpointError(
+                f"{begun.draft} is not the same directory on every rank: rank 0 does not see the files of rank "
+                f"{', '.join(map(str, missing))}; put checkpoint.directory on storage that all ranks share"
+            )
+        sync_file(begun.draft / STATE_NAME)
+        files = [describe_file(begun.draft, STATE_NAME), *(record for record in records if isinstance(record, FileRecord))]
+        manifest = manifest_for(self._spec, step=begun.step, files=tuple(files))
+        write_manifest(begun.draft, manifest)
+        folder = self._directory / step_folder_name(begun.step)
         if folder.exists():
             # A damaged one that an earlier attempt left and this one has now done again.
             self._delete(folder)
-        draft.rename(folder)
+        begun.draft.rename(folder)
         sync_directory(self._directory)
+        self._prune(begun.step)
+        return manifest
 
     def _prune(self, step: int) -> None:
         # Newer than the one just written: damaged ones, or this attempt would have begun from them.
@@ -103,7 +177,8 @@ class Checkpoints:
         # Renamed first, so that a half-deleted checkpoint is never taken for a damaged one.
         going = folder.with_name(f"{folder.name}.delete")
         folder.rename(going)
-        shutil.rmtree(going)
+        # What is left of it when this process ends, the next attempt clears away.
+        threading.Thread(target=shutil.rmtree, args=(going,), kwargs={"ignore_errors": True}, daemon=True).start()
 
     def _clear_leftovers(self) -> None:
         for pattern in ("step-*.draft", "step-*.delete"):

@@ -63,13 +63,15 @@ class ExitCode(IntEnum):
     BAD_RUN = 2
     """RUN.json or the rank environment is not acceptable; nothing was started."""
     NOT_A_NUMBER = 3
-    """The loss or the gradient norm was NaN or infinite; no checkpoint of that step is written."""
+    """A loss or gradient norm was NaN or infinite; the step's update was not applied, no checkpoint of it is written."""
     BAD_CHECKPOINT = 4
     """A checkpoint is there but cannot be continued: another layout or model, or a fresh run over an old one."""
     BAD_DATA = 5
     """The corpus is missing, too small or not the same on every rank."""
     PEER_LOST = 6
     """Another rank went away during a collective; look at that one first."""
+    LOSS_SPIKE = 7
+    """The loss jumped and `guard.on_spike` says stop; the step's update was not applied, no checkpoint of it is written."""
 
 
 class ContractError(Exception):
@@ -176,6 +178,24 @@ class CheckpointSpec:
     """0: only at the end or at a stop."""
     keep: int = 2
     """Complete checkpoints kept; older ones are deleted."""
+    background: bool = True
+    """Written while training goes on, from a copy in host memory; false waits for the disk."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuardSpec:
+    """What happens to a step whose numbers are wrong; its update is never applied, unless it is ignored."""
+
+    on_nan: str = "stop"
+    """Loss or gradient norm is no number: `stop` ends the run, `skip` goes on with the next batch."""
+    on_spike: str = "ignore"
+    """The loss jumped: `stop`, `skip`, or `ignore`, which applies the step and tells of it."""
+    spike_deviations: float = 8.0
+    """A jump is a loss so many robust standard deviations above the median of the window."""
+    window_steps: int = 100
+    """Steps that are looked back at."""
+    most_skips_in_row: int = 5
+    """One more ends the run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +212,7 @@ class RunSpec:
     steps: int
     checkpoint: CheckpointSpec
     output_directory: str
+    guard: GuardSpec = GuardSpec()
     evaluate_every_steps: int = 0
     """0: only at the end."""
     evaluate_batches: int = 2
@@ -257,6 +278,7 @@ class ProgressLine:
     grad_norm: float
     """Euclidean norm of the whole gradient before clipping."""
     step_s: float
+    """Forward, backward and update."""
     tokens_per_s: float
     tflops_per_s: float
     """Of all ranks together: counted FLOPs of the model (`model/shape.py`), not measured ones."""
@@ -267,6 +289,14 @@ class ProgressLine:
     """Unix time in seconds."""
     heldout_loss: float | None = None
     """After this step, in nat per token, where it was evaluated."""
+    mfu: float | None = None
+    """Counted FLOPs over what the ranks' GPUs could do at their peak (Chowdhery et al. 2022, appendix B); null where the
+    peak is not known, as on a CPU."""
+    phases_s: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Seconds of this rank since the line before: data, forward_backward, update, evaluate, and checkpoint, which is how long
+    the training stood still for one."""
+    is_applied: bool = True
+    """False: the guard skipped the step, weights and optimizer are as before it."""
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -274,7 +304,7 @@ class ProgressLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventLine:
-    """Something that is not a step: started, checkpoint, heldout, stopping, stopped, finished, nan."""
+    """Something that is not a step: started, layout_changed, checkpoint, heldout, nan, spike, stopped, finished."""
 
     event: str
     step: int

@@ -1,4 +1,4 @@
-"""DeepSpeed behind three verbs: train a step, evaluate, and save or load.  The only file that imports deepspeed.
+"""DeepSpeed behind three verbs: train a step, evaluate, and tell or take its state (`model/engine_state.py`).
 
 Two engines, one behaviour: `FlatEngine` runs the whole model on every rank under ZeRO 0-3, `StagedEngine` runs
 DeepSpeed's PipelineModule, stages x replicas under ZeRO-1.  Both return the loss of the global batch and the norm of
@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import importlib
 import logging
+import math
 import os
 import resource
+import time
 import warnings
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 # Before deepspeed is imported: it chooses its accelerator then, and without a GPU would look for one.
 import torch
@@ -35,10 +38,12 @@ from torch import Tensor, nn
 
 from model.contract import RunSpec
 from model.data import Batch
+from model.engine_state import EngineState, Place
+from model.engine_update import Losses, UpdateGate
+from model.guard import Guard, Verdict
+from model.peak import peak_tflops
+from model.state import StateReader
 from model.transformer import Block, LayerPlan, Transformer, cross_entropy, layer_plans
-
-_TAG: Final = "deepspeed"
-"""DeepSpeed's own files lie in this folder of a checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,11 @@ class StepResult:
     """Mean over the global batch before the update, in nat per token."""
     grad_norm: float
     """Euclidean norm of the whole gradient before clipping."""
+    verdict: Verdict
+    """Whether the update was applied, and if not, why."""
+    forward_backward_s: float
+    update_s: float
+    """Clipping and norm belong to the pass before under ZeRO, the update and the gathering of weights to this."""
 
 
 def join_ranks(timeout_s: float) -> None:
@@ -135,6 +145,11 @@ class Engine(ABC):
             model=module, model_parameters=_parameter_groups(module, spec), config=_deepspeed_config(spec)
         )
         self._device = self._deepspeed.device
+        self._gate = UpdateGate(self._deepspeed.basic_optimizer, self._judge)
+        self._losses = Losses(self._device)
+        self._guard: Guard = Guard(spec.guard)
+        self._verdict, self._judged = Verdict(), False
+        self._seen = (math.nan, math.nan)
 
     @property
     @abstractmethod
@@ -142,41 +157,72 @@ class Engine(ABC):
         """Which data-parallel replica this rank is part of: it decides which micro-batches it gets."""
 
     @abstractmethod
-    def _run(self, batches: list[Batch]) -> StepResult:
-        """Forward, backward and update over this replica's micro-batches."""
+    def _run(self, batches: list[Batch]) -> None:
+        """Forward, backward and update over this replica's micro-batches, adding each one's loss to `_losses`."""
 
     @abstractmethod
     def evaluate(self, batches: list[Batch]) -> float:
         """Mean loss in nat per token over the replicas' batches without training, the same on every rank."""
 
-    def train_step(self, step: int, batches: list[Batch]) -> StepResult:
-        """Does step 1, 2, … of the run; `batches` are this replica's micro-batches of it."""
-        # The rate is a function of the step, so it needs no state of its own in a checkpoint.
+    def train_step(self, step: int, batches: list[Batch], guard: Guard) -> StepResult:
+        """Does step 1, 2, … of the run; `batches` are this replica's micro-batches of it.
+
+        Just before the update `guard` is asked about loss and gradient norm; what it does not let pass is not applied.
+        """
+        # Rate and randomness are functions of the step, so they need no state of their own in a checkpoint.
         for group in self._optimizer.param_groups:
             group["lr"] = self._spec.optimizer.lr_at(step, self._spec.steps)
-        return self._run(batches)
+        _seed_dropout(self._spec.seed, step, dist.get_rank())
+        self._guard, self._judged = guard, False
+        self._losses.clear()
+        begun_s = time.monotonic()
+        self._gate.open(self._grad_norm)
+        self._run(batches)
+        ended_s = time.monotonic()
+        if not self._judged:
+            # DeepSpeed itself found a norm that is no number and dropped the gradients.
+            self._judge(math.inf)
+        updated_s = self._gate.reached_s or ended_s
+        return StepResult(*self._seen, self._verdict, updated_s - begun_s, ended_s - updated_s)
 
-    def save(self, folder: Path, step: int) -> None:
-        """Writes this rank's part of the state into `folder`.  Collective."""
-        self._deepspeed.save_checkpoint(str(folder), tag=_TAG, client_state={"step": step}, save_latest=False)
-        torch.save(_random_state(), folder / random_state_name(dist.get_rank()))
+    def _judge(self, grad_norm: float) -> bool:
+        """Whether the update may be applied, the same on every rank.  Collective."""
+        self._judged = True
+        self._seen = self._losses.mean(), grad_norm
+        self._verdict = self._guard.judge(*self._seen)
+        # The numbers are the same everywhere up to the order of a sum; a limit might fall between two of them.
+        if self.any_rank(not self._verdict.is_applied) and self._verdict.is_applied:
+            self._verdict = self._guard.overruled(*self._seen)
+        return self._verdict.is_applied
 
-    def load(self, folder: Path) -> int:
-        """Loads what `save` wrote, random state included, and returns its step.  Collective.
+    def _grad_norm(self) -> float:
+        """Of the whole gradient before clipping, once DeepSpeed has it."""
+        return float(self._deepspeed.optimizer._global_grad_norm)
 
-        Only for folders whose manifest was verified: DeepSpeed unpickles what it finds.
-        """
-        path, client_state = self._deepspeed.load_checkpoint(str(folder), tag=_TAG)
-        if path is None:
-            raise FileNotFoundError(f"{folder}: DeepSpeed found nothing to load under {_TAG}")
-        _set_random_state(torch.load(folder / random_state_name(dist.get_rank()), weights_only=True))
-        return int(client_state["step"])
+    @property
+    def state(self) -> EngineState:
+        """The training state, for checkpoints."""
+        return EngineState(self._deepspeed, Place(self.replica, self._spec.layout.data))
 
     def any_rank(self, flag: bool) -> bool:
         """True on every rank if `flag` is true on one.  Collective."""
         tensor = torch.tensor(int(flag), device=self._device)
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return bool(tensor)
+
+    def restore(self, folder: Path) -> dict[str, Any]:
+        """Takes a checkpoint's state, whatever layout wrote it, and returns what its writer noted.  Collective.
+
+        Only for folders whose manifest was verified.  Raises StateError where the checkpoint is not of this model.
+        """
+        reader = StateReader(folder)
+        self.state.restore(reader)
+        return reader.notes
+
+    def peak_tflops(self) -> float | None:
+        """What this rank's GPU can do in the run's precision; None where that is not known."""
+        is_gpu = self._device.type == "cuda"
+        return peak_tflops(torch.cuda.get_device_name(self._device), self._spec.precision) if is_gpu else None
 
     def memory_bytes(self) -> int:
         """The most this rank has used so far: GPU memory, or the process's resident memory where there is no GPU."""
@@ -198,30 +244,29 @@ class FlatEngine(Engine):
 
     def __init__(self, spec: RunSpec) -> None:
         plans = layer_plans(spec.model.shape(), dropout=spec.model.dropout, seed=spec.seed)
-        _seed_dropout(spec.seed, dist.get_rank())
         super().__init__(spec, Transformer(plans))
 
     @property
     def replica(self) -> int:
         return dist.get_rank()
 
-    def _run(self, batches: list[Batch]) -> StepResult:
+    def _run(self, batches: list[Batch]) -> None:
         self._deepspeed.train()
-        total = torch.zeros((), device=self._device)
         for batch in batches[:-1]:
-            total += self._accumulate(batch)
+            self._accumulate(batch)
             self._deepspeed.step()
-        total += self._accumulate(batches[-1])
-        norm = self._gradient_norm() if self._spec.layout.zero == 0 else None
+        self._accumulate(batches[-1])
+        if self._spec.layout.zero == 0:
+            self._whole_norm = float(self._gradient_norm())
         self._deepspeed.step()
-        if norm is None:
-            norm = self._deepspeed.get_global_grad_norm()
-        return StepResult(self._mean(total / len(batches)), float(norm))
 
-    def _accumulate(self, batch: Batch) -> Tensor:
+    def _accumulate(self, batch: Batch) -> None:
         loss = self._deepspeed(*self._tensors(batch))
         self._deepspeed.backward(loss)
-        return loss.detach()
+        self._losses.add(loss)
+
+    def _grad_norm(self) -> float:
+        return self._whole_norm if self._spec.layout.zero == 0 else super()._grad_norm()
 
     def _gradient_norm(self) -> Tensor:
         # DeepSpeed reports no norm under ZeRO-0; after the last backward the gradients are averaged over the ranks.
@@ -231,15 +276,11 @@ class FlatEngine(Engine):
 
     def evaluate(self, batches: list[Batch]) -> float:
         self._deepspeed.eval()
-        total = torch.zeros((), device=self._device)
+        self._losses.clear()
         with torch.no_grad():
             for batch in batches:
-                total += self._deepspeed(*self._tensors(batch))
-        return self._mean(total / len(batches))
-
-    def _mean(self, value: Tensor) -> float:
-        dist.all_reduce(value)
-        return float(value) / dist.get_world_size()
+                self._losses.add(self._deepspeed(*self._tensors(batch)))
+        return self._losses.mean()
 
 
 class StagedEngine(Engine):
@@ -251,11 +292,10 @@ class StagedEngine(Engine):
         topology = PipeModelDataParallelTopology(num_pp=layout.pipeline, num_mp=layout.tensor, num_dp=layout.data)
         self._replica = int(topology.get_coord(dist.get_rank()).data)
         plans = layer_plans(spec.model.shape(), dropout=spec.model.dropout, seed=spec.seed)
-        _seed_dropout(spec.seed, dist.get_rank())
         module = PipelineModule(
             [_pipeline_spec(plan) for plan in plans],
             topology=topology,
-            loss_fn=cross_entropy,
+            loss_fn=self._counted_loss,
             # Blocks spread evenly, so that no stage is without one, whatever the vocabulary's size.
             partition_method=f"type:{Block.__name__}",
         )
@@ -265,13 +305,18 @@ class StagedEngine(Engine):
     def replica(self) -> int:
         return self._replica
 
-    def _run(self, batches: list[Batch]) -> StepResult:
-        loss = self._deepspeed.train_batch(data_iter=self._iterate(batches))
-        return StepResult(float(loss), float(self._deepspeed.get_global_grad_norm()))
+    def _counted_loss(self, logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+        loss = cross_entropy(logits_BTV, targets_BT)
+        self._losses.add(loss)
+        return loss
+
+    def _run(self, batches: list[Batch]) -> None:
+        self._deepspeed.train_batch(data_iter=self._iterate(batches))
 
     def evaluate(self, batches: list[Batch]) -> float:
-        loss = self._deepspeed.eval_batch(data_iter=self._iterate(batches), num_micro_batches=len(batches))
-        return float(loss)
+        self._losses.clear()
+        self._deepspeed.eval_batch(data_iter=self._iterate(batches), num_micro_batches=len(batches))
+        return self._losses.mean()
 
     def _iterate(self, batches: list[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
         # Without the first and the last stage nobody reads the batch; DeepSpeed asks each stage for what it needs.
@@ -312,23 +357,9 @@ def _deepspeed_config(spec: RunSpec) -> dict[str, Any]:
     }
 
 
-def _seed_dropout(seed: int, rank: int) -> None:
-    """First values have generators of their own; this one is for dropout, which must differ between ranks."""
-    torch.manual_seed((seed * 100_003 + rank) % 2**63)
+def _seed_dropout(seed: int, step: int, rank: int) -> None:
+    """First values have generators of their own; this one is for dropout, which must differ between ranks.
 
-
-def random_state_name(rank: int) -> str:
-    return f"random-state-{rank:05d}.pt"
-
-
-def _random_state() -> dict[str, Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["gpu"] = torch.cuda.get_rng_state()
-    return state
-
-
-def _set_random_state(state: dict[str, Tensor]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if "gpu" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["gpu"])
+    A function of the step, as the learning rate is, so that a checkpoint has no random state to keep.
+    """
+    torch.manual_seed(zlib.crc32(f"{seed}/{step}/{rank}".encode()))

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 MANIFEST_NAME: Final = "manifest.json"
+FORMAT: Final = 2
+"""1 held DeepSpeed's own files, which one layout alone could read."""
 _STEP_FOLDER = re.compile(r"step-(\d{6,})")
 
 
@@ -45,8 +47,11 @@ class Manifest:
     layout: dict[str, int]
     model: dict[str, Any]
     precision: str
+    seed: int
+    batch: dict[str, int]
+    """Together with the seed it says which text comes in which step."""
     files: tuple[FileRecord, ...]
-    format_version: int = 1
+    format_version: int = FORMAT
 
     @property
     def size_bytes(self) -> int:
@@ -63,8 +68,8 @@ class Manifest:
             manifest = cls(**{**value, "files": tuple(FileRecord(**record) for record in value["files"])})
         except (ValueError, TypeError, KeyError) as error:
             raise ManifestError(f"{MANIFEST_NAME} is not readable: {error}") from error
-        if manifest.format_version != 1:
-            raise ManifestError(f"{MANIFEST_NAME} has format version {manifest.format_version}; this program knows 1")
+        if manifest.format_version != FORMAT:
+            raise ManifestError(f"{MANIFEST_NAME} has format version {manifest.format_version}; this program knows {FORMAT}")
         return manifest
 
 

@@ -9,12 +9,30 @@ import json
 import os
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from model.contract import EventLine, Heartbeat, ProgressLine, RunSpec, read_progress
+from model.guard import Verdict
 
 _INTERVALS_FOR_TIME_LEFT = 50
+
+
+class Step(Protocol):
+    """What is told of a step (`model.engine.StepResult`)."""
+
+    @property
+    def loss(self) -> float: ...
+    @property
+    def grad_norm(self) -> float: ...
+    @property
+    def verdict(self) -> Verdict: ...
+    @property
+    def forward_backward_s(self) -> float: ...
+    @property
+    def update_s(self) -> float: ...
 
 
 class Reporter:
@@ -30,6 +48,9 @@ class Reporter:
         self._last_report_s: float | None = None
         self._intervals_s: deque[float] = deque(maxlen=_INTERVALS_FOR_TIME_LEFT)
         self._last_cpu_s = time.process_time()
+        self._phases_s: dict[str, float] = {}
+        self.peak_tflops: float | None = None
+        """Of one rank's GPU; None where it is not known."""
 
     def beat(self, phase: str, step: int | None = None) -> None:
         """Replaces the heartbeat; `step` is the number of steps completed, the last one told if None."""
@@ -48,45 +69,61 @@ class Reporter:
 
     def event(self, event: str, **detail: Any) -> None:
         """Writes an event at the current step; from rank 0 only, the others stay silent."""
-        if self._rank == 0:
-            self._write(EventLine(event=event, step=self._step, at=time.time(), detail=detail).to_json())
+        self.event_at(self._step, event, **detail)
 
-    def step(
-        self,
-        step: int,
-        *,
-        loss: float,
-        grad_norm: float,
-        step_s: float,
-        memory_bytes: int,
-        heldout_loss: float | None,
-    ) -> None:
+    def event_at(self, step: int, event: str, **detail: Any) -> None:
+        """Writes an event about an earlier step."""
+        if self._rank == 0:
+            self._write(EventLine(event=event, step=step, at=time.time(), detail=detail).to_json())
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Counts the time spent inside towards the next line's `phases_s`."""
+        begun_s = time.monotonic()
+        try:
+            yield
+        finally:
+            self.spent(**{name: time.monotonic() - begun_s})
+
+    def spent(self, **seconds: float) -> None:
+        """Adds to the next line's `phases_s`."""
+        for name, spent_s in seconds.items():
+            self._phases_s[name] = self._phases_s.get(name, 0.0) + spent_s
+
+    def step(self, step: int, result: Step, *, memory_bytes: int, heldout_loss: float | None) -> None:
         """Writes the line of a completed step (rank 0), or this rank's own times for it (other ranks)."""
         self._step = step
+        step_s = result.forward_backward_s + result.update_s
         now_s, cpu_s = time.monotonic(), time.process_time()
         # From line to line, so that evaluations and checkpoints count; the first has only its own step to go by.
         self._intervals_s.append(step_s if self._last_report_s is None else now_s - self._last_report_s)
         self._last_report_s = now_s
         if self._rank == 0:
             tokens_per_s = self._spec.tokens_per_step / step_s
+            tflops_per_s = tokens_per_s * self._flops_per_token / 1e12
+            peak = self.peak_tflops
             line = ProgressLine(
                 step=step,
-                loss=loss,
+                loss=result.loss,
                 lr=self._spec.optimizer.lr_at(step, self._spec.steps),
-                grad_norm=grad_norm,
+                grad_norm=result.grad_norm,
                 step_s=step_s,
                 tokens_per_s=tokens_per_s,
-                tflops_per_s=tokens_per_s * self._flops_per_token / 1e12,
+                tflops_per_s=tflops_per_s,
                 time_left_s=(self._spec.steps - step) * sum(self._intervals_s) / len(self._intervals_s),
                 memory_bytes=memory_bytes,
                 at=time.time(),
                 heldout_loss=heldout_loss,
+                mfu=tflops_per_s / (peak * self._spec.layout.ranks) if peak else None,
+                phases_s=self._phases_s,
+                is_applied=result.verdict.is_applied,
             )
             self._write(line.to_json())
         else:
             times = {"rank": self._rank, "step": step, "step_s": step_s, "cpu_s": cpu_s - self._last_cpu_s}
-            self._write(json.dumps({**times, "memory_bytes": memory_bytes, "at": time.time()}))
+            self._write(json.dumps({**times, "phases_s": self._phases_s, "memory_bytes": memory_bytes, "at": time.time()}))
         self._last_cpu_s = cpu_s
+        self._phases_s = {}
 
     def close(self) -> None:
         self.beat("ended")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from model.contract import CheckpointChoice, FileRecord, Manifest, RunSpec, SkippedCheckpoint, newest_complete
 from model.manifest import damaged_checkpoints, step_folders
@@ -27,6 +28,15 @@ class Resumption:
         """Steps already completed."""
         return self.choice.manifest.step if self.choice else 0
 
+    def changes(self, spec: RunSpec) -> dict[str, list[Any]]:
+        """What is otherwise than when the checkpoint was written: name -> [then, now]."""
+        if self.choice is None:
+            return {}
+        now = manifest_for(spec, step=self.step, files=())
+        names = ("layout", "precision", "seed", "batch")
+        pairs = {name: [getattr(self.choice.manifest, name), getattr(now, name)] for name in names}
+        return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
     def steps_lost(self, furthest_step: int) -> int:
         """Steps that an earlier attempt had done and that are done again; `furthest_step` is its last one."""
         return max([furthest_step, *(skipped.step for skipped in self.skipped)]) - self.step
@@ -35,8 +45,8 @@ class Resumption:
 def choose_resumption(spec: RunSpec) -> Resumption:
     """The newest complete checkpoint of a run that resumes; the beginning for any other and where there is none.
 
-    Raises CheckpointError where the checkpoint belongs to another layout, model or precision, and where a run that
-    starts from the beginning finds checkpoints: nothing is overwritten or continued by accident.
+    Any layout continues any other's checkpoint.  Raises CheckpointError where the checkpoint belongs to another model, and
+    where a run that starts from the beginning finds checkpoints: nothing is overwritten or continued by accident.
     """
     directory = Path(spec.checkpoint.directory)
     if not spec.resume:
@@ -51,13 +61,11 @@ def choose_resumption(spec: RunSpec) -> Resumption:
     if choice is None:
         return Resumption(None, damaged_checkpoints(directory))
     wanted = manifest_for(spec, step=choice.manifest.step, files=())
-    for name in ("layout", "world_size", "model", "precision"):
-        there, here = getattr(choice.manifest, name), getattr(wanted, name)
-        if there != here:
-            raise CheckpointError(
-                f"{choice.folder} was written with {name} {there}, this run has {here}; "
-                f"continue it with the same {name}, or start in another checkpoint.directory"
-            )
+    if choice.manifest.model != wanted.model:
+        raise CheckpointError(
+            f"{choice.folder} was written with model {choice.manifest.model}, this run has {wanted.model}; "
+            "continue it with the same model, or start in another checkpoint.directory"
+        )
     return Resumption(choice, choice.skipped)
 
 
@@ -70,5 +78,7 @@ def manifest_for(spec: RunSpec, *, step: int, files: tuple[FileRecord, ...]) -> 
         layout=asdict(spec.layout),
         model=asdict(spec.model),
         precision=spec.precision,
+        seed=spec.seed,
+        batch=asdict(spec.batch),
         files=files,
     )

@@ -26,11 +26,12 @@ def problems_of(spec: object) -> list[str]:
 _AT_LEAST = {
     1: (
         "steps evaluate_batches model.layers model.d_model model.heads model.d_ff model.positions layout.pipeline "
-        "layout.tensor layout.data batch.global_sequences batch.micro_sequences batch.sequence_tokens checkpoint.keep"
+        "layout.tensor layout.data batch.global_sequences batch.micro_sequences batch.sequence_tokens checkpoint.keep "
+        "guard.window_steps"
     ),
     0: (
         "seed evaluate_every_steps layout.zero optimizer.weight_decay optimizer.clip optimizer.warmup_steps "
-        "checkpoint.every_steps model.dropout"
+        "checkpoint.every_steps model.dropout guard.most_skips_in_row"
     ),
     257: "model.vocabulary",
 }
@@ -39,6 +40,8 @@ _CHOICES = {
     "optimizer.schedule": ("cosine", "linear", "constant"),
     "precision": ("fp32", "bf16"),
     "layout.zero": (0, 1, 2, 3),
+    "guard.on_nan": ("stop", "skip"),
+    "guard.on_spike": ("ignore", "stop", "skip"),
 }
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "optimizer.lr": (lambda lr: 0 < lr < math.inf, "must be above 0; 0.001 is a usual start"),
@@ -46,6 +49,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "optimizer.betas": (lambda betas: all(b is None or 0 <= b < 1 for b in betas), "must lie in [0, 1); [0.9, 0.95] is usual"),
     "model.dropout": (lambda dropout: dropout < 1, "must be below 1"),
     "data.heldout_fraction": (lambda share: 0 < share <= 0.5, "must be above 0 and at most 0.5; 0.05 is usual"),
+    "guard.spike_deviations": (lambda number: 1 <= number < math.inf, "must be at least 1; 8 is usual"),
     "seed": (lambda seed: seed < 2**63, "must be below 2^63"),
 }
 _TEXTS = ("run_id", "data.directory", "checkpoint.directory", "output_directory")

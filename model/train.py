@@ -12,21 +12,21 @@ import math
 import os
 import signal
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from model.contract import ContractError, ExitCode, RunSpec
+from model.guard import Guard
 from model.progress import Reporter, furthest_step
 from model.ranks import RankEnvironment
 from model.resumption import CheckpointError, Resumption
 
 if TYPE_CHECKING:
-    from model.checkpoint import Checkpoints
+    from model.checkpoint import Checkpoints, Saved
     from model.data import Batches, Corpus
-    from model.engine import Engine
+    from model.engine import Engine, StepResult
 
 COLLECTIVE_TIMEOUT_S = 1800.0
 """How long a rank waits for the others before it gives up; hangs are found sooner, by the heartbeats."""
@@ -89,6 +89,7 @@ def _run(spec: RunSpec, ranks: RankEnvironment, report: Reporter, stop: StopRequ
             resumption = checkpoints.find()
             report.beat("engine")
             engine = build_engine(spec)
+            report.peak_tflops = engine.peak_tflops()
             outcome = train(spec, engine, corpus, checkpoints, resumption, report, stop)
             engine.close()
             leave_ranks()
@@ -114,44 +115,54 @@ def train(
     from model.data import Batches  # late: numpy and tokenizers
 
     batches = Batches(corpus, spec, engine.replica)
-    _start(spec, engine, corpus, resumption, report)
+    guard = Guard(spec.guard)
+    _start(spec, engine, guard, corpus, resumption, report)
     heldout: float | None = None
     for step in range(resumption.step + 1, spec.steps + 1):
-        begun_s = time.monotonic()
-        result = engine.train_step(step, batches.of_step(step))
-        step_s = time.monotonic() - begun_s
+        with report.phase("data"):
+            micro_batches = batches.of_step(step)
+        result = engine.train_step(step, micro_batches, guard)
+        report.spent(forward_backward=result.forward_backward_s, update=result.update_s)
         report.beat("step", step)
+        if result.verdict.trouble:
+            _tell_trouble(result, report)
+        if result.verdict.is_end:
+            _tell_saved(checkpoints.finish(), report)
+            return ExitCode.LOSS_SPIKE if result.verdict.trouble == "spike" else ExitCode.NOT_A_NUMBER
         last = step == spec.steps
         heldout = _evaluate(engine, batches, corpus, report) if last or _due(step, spec.evaluate_every_steps) else None
-        if not all(math.isfinite(number) for number in (result.loss, result.grad_norm, heldout or 0.0)):
+        if heldout is not None and not math.isfinite(heldout):
             # As text, for JSON has no NaN.
             report.event("nan", loss=str(result.loss), grad_norm=str(result.grad_norm), heldout_loss=str(heldout))
+            _tell_saved(checkpoints.finish(), report)
             return ExitCode.NOT_A_NUMBER
-        report.step(
-            step,
-            loss=result.loss,
-            grad_norm=result.grad_norm,
-            step_s=step_s,
-            memory_bytes=engine.memory_bytes(),
-            heldout_loss=heldout,
-        )
+        if math.isfinite(result.loss) and math.isfinite(result.grad_norm):
+            report.step(step, result, memory_bytes=engine.memory_bytes(), heldout_loss=heldout)
+        with report.phase("checkpoint"):
+            _tell_saved(checkpoints.poll(engine), report)
         # Asked of all: a signal reaches the ranks at different steps, and all must leave after the same one.
         stopping = engine.any_rank(stop.requested)
         if stopping or last or _due(step, spec.checkpoint.every_steps):
-            _save(engine, checkpoints, step, report)
+            is_awaited = stopping or last or not spec.checkpoint.background
+            _save(engine, checkpoints, guard, step, report, is_awaited)
         if stopping and not last:
             report.event("stopped", because="SIGTERM", steps_left=spec.steps - step)
             return ExitCode.DONE
+    _tell_saved(checkpoints.finish(), report)
     report.event("finished", heldout_loss=heldout, **_yardsticks(corpus))
     return ExitCode.DONE
 
 
-def _start(spec: RunSpec, engine: Engine, corpus: Corpus, resumption: Resumption, report: Reporter) -> None:
+def _start(spec: RunSpec, engine: Engine, guard: Guard, corpus: Corpus, resumption: Resumption, report: Reporter) -> None:
     """Loads the checkpoint, if there is one, and tells what this attempt begins with."""
     furthest = furthest_step(spec)
     if resumption.choice is not None:
         report.beat("resume", resumption.step)
-        engine.load(resumption.choice.folder)
+        guard.restore(engine.restore(resumption.choice.folder).get("guard", {}))
+    changes = resumption.changes(spec)
+    if "layout" in changes:
+        then, now = changes["layout"]
+        report.event("layout_changed", then=then, now=now, resumed_from=resumption.step)
     report.event(
         "started",
         run_id=spec.run_id,
@@ -159,6 +170,7 @@ def _start(spec: RunSpec, engine: Engine, corpus: Corpus, resumption: Resumption
         steps=spec.steps,
         resumed_from=resumption.choice.folder.name if resumption.choice else None,
         steps_lost=resumption.steps_lost(furthest) if spec.resume else 0,
+        changes=changes,
         skipped_checkpoints=[asdict(skipped) for skipped in resumption.skipped],
         parameters=spec.model.shape().parameters().total,
         layout=asdict(spec.layout),
@@ -171,16 +183,31 @@ def _start(spec: RunSpec, engine: Engine, corpus: Corpus, resumption: Resumption
 
 def _evaluate(engine: Engine, batches: Batches, corpus: Corpus, report: Reporter) -> float:
     report.beat("evaluate")
-    loss = engine.evaluate(batches.heldout())
+    with report.phase("evaluate"):
+        loss = engine.evaluate(batches.heldout())
     report.event("heldout", heldout_loss=loss if math.isfinite(loss) else str(loss), **_yardsticks(corpus))
     return loss
 
 
-def _save(engine: Engine, checkpoints: Checkpoints, step: int, report: Reporter) -> None:
+def _tell_trouble(result: StepResult, report: Reporter) -> None:
+    verdict = result.verdict
+    done = "stop" if verdict.is_end else "skip" if not verdict.is_applied else "ignore"
+    # As text, for JSON has no NaN.
+    numbers = {"loss": str(result.loss), "grad_norm": str(result.grad_norm)}
+    report.event(verdict.trouble, action=done, because=verdict.because, **numbers)
+
+
+def _save(engine: Engine, checkpoints: Checkpoints, guard: Guard, step: int, report: Reporter, is_awaited: bool) -> None:
     report.beat("checkpoint")
-    begun_s = time.monotonic()
-    manifest = checkpoints.save(engine, step)
-    report.event("checkpoint", size_bytes=manifest.size_bytes, save_s=time.monotonic() - begun_s)
+    with report.phase("checkpoint"):
+        _tell_saved(checkpoints.begin(engine, step, {"guard": guard.to_json()}), report)
+        if is_awaited:
+            _tell_saved(checkpoints.finish(), report)
+
+
+def _tell_saved(saved: Saved | None, report: Reporter) -> None:
+    if saved is not None:
+        report.event_at(saved.step, "checkpoint", size_bytes=saved.size_bytes, save_s=saved.save_s, held_s=saved.held_s)
 
 
 def _yardsticks(corpus: Corpus) -> dict[str, float]:

@@ -58,6 +58,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "pynvml": ("orchestrator/agent/probe.py",),
     "numpy": ("model/*", "orchestrator/planning/parallel/*"),
     "scipy": ("orchestrator/planning/common_cause.py",),
+    "safetensors": ("model/*",),
     "tokenizers": ("model/*",),
     "httpx": ("orchestrator/drivers/*",),
     "paramiko": ("orchestrator/drivers/*",),
@@ -80,7 +81,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
 
 HEAVY = frozenset(
     {
-        *("ray", "torch", "deepspeed", "pynvml", "numpy", "scipy", "tokenizers", "matplotlib"),
+        *("ray", "torch", "deepspeed", "pynvml", "numpy", "scipy", "safetensors", "tokenizers", "matplotlib"),
         *("httpx", "paramiko", "ansible_runner", "sqlalchemy", "rich", "ClusterShell", "aiohttp"),
     }
 )

@@ -37,7 +37,7 @@ class RunProgress:
     checkpoint_step: int = 0
     """Steps completed at the newest complete checkpoint."""
     phase: str = ""
-    """The newest event line: started, checkpoint, heldout, stopping, stopped, finished, nan."""
+    """The newest event line: started, layout_changed, checkpoint, heldout, nan, spike, stopped, finished."""
     lines: int = 0
     """Step lines seen."""
     progress_offset: int = 0

@@ -31,6 +31,8 @@ class Cause(StrEnum):
     """Processes live and their main loops do not move."""
     NOT_A_NUMBER = "not a number"
     """The loss diverged: the same numbers would come again."""
+    LOSS_SPIKE = "loss spike"
+    """The loss jumped, and the job says to stop then: the same jump would come again."""
     REFUSED = "refused"
     """The model does not accept the run, its data or its checkpoint: so would it the next time."""
     CRASH = "crash"
@@ -44,7 +46,7 @@ REFUSALS = {
     ExitCode.BAD_CHECKPOINT: "cannot continue the checkpoint",
     ExitCode.BAD_DATA: "cannot use the data",
 }
-COMES_AGAIN = frozenset({Cause.NOT_A_NUMBER, Cause.REFUSED})
+COMES_AGAIN = frozenset({Cause.NOT_A_NUMBER, Cause.LOSS_SPIKE, Cause.REFUSED})
 MAY_BE_THE_PROGRAM = frozenset({Cause.CRASH, Cause.HANG})
 """Causes that say nothing certain about the node: it is not made suspect for them."""
 
@@ -159,6 +161,12 @@ def _refused(failed: Sequence[RankRecord], run: RunRecord, seen: RunSeen) -> Fai
                 Cause.NOT_A_NUMBER,
                 "the loss became infinite or not a number; the same numbers would come again: lower optimizer.lr or raise "
                 f"warmup_steps, then submit with --resume to go on from step {run.last_known_step}",
+            )
+        if rank.exit_status == ExitCode.LOSS_SPIKE and not run.job.get("command"):
+            return Failure(
+                Cause.LOSS_SPIKE,
+                f"the loss jumped and the guard stopped the run; submit with --resume to go on from step {run.last_known_step}, "
+                "with guard.on_spike: skip or ignore, or a lower optimizer.lr",
             )
     for rank in failed:
         if rank.exit_status in REFUSALS and not run.job.get("command"):

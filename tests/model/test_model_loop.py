@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,22 @@ import numpy as np
 import pytest
 from training_launch import tiny_spec
 
-from model.contract import EventLine, ExitCode, Heartbeat, Manifest, ProgressLine, RunSpec, read_progress
+from model.checkpoint import Saved
+from model.contract import EventLine, ExitCode, Heartbeat, ProgressLine, read_progress
 from model.data import Batch, Corpus, CorpusFacts
+from model.guard import Guard, Verdict
 from model.progress import Reporter
-from model.resumption import Resumption, manifest_for
+from model.resumption import Resumption
 from model.train import StopRequest, train
 
 
+@dataclass
 class FakeStep:
-    def __init__(self, loss: float, grad_norm: float) -> None:
-        self.loss, self.grad_norm = loss, grad_norm
+    loss: float
+    grad_norm: float
+    verdict: Verdict
+    forward_backward_s: float = 0.75
+    update_s: float = 0.25
 
 
 class FakeEngine:
@@ -30,15 +37,17 @@ class FakeEngine:
     def __init__(self, losses: dict[int, float] | None = None, heldout: float = 2.0) -> None:
         self.losses, self.heldout = losses or {}, heldout
         self.done: list[str] = []
+        self.notes: dict[str, Any] = {}
         self.stop: StopRequest | None = None
         self.stop_at_step = 0
 
-    def train_step(self, step: int, batches: list[Batch]) -> FakeStep:
+    def train_step(self, step: int, batches: list[Batch], guard: Guard) -> FakeStep:
         assert len(batches) == 4
         self.done.append(f"step {step}")
         if self.stop and step == self.stop_at_step:
             self.stop.raise_flag(15, None)
-        return FakeStep(self.losses.get(step, 1.0), 0.5)
+        loss = self.losses.get(step, 1.0)
+        return FakeStep(loss, 0.5, guard.judge(loss, 0.5))
 
     def evaluate(self, batches: list[Batch]) -> float:
         self.done.append("evaluate")
@@ -50,18 +59,32 @@ class FakeEngine:
     def memory_bytes(self) -> int:
         return 10**8
 
-    def load(self, folder: Path) -> int:
+    def restore(self, folder: Path) -> dict[str, Any]:
         self.done.append(f"load {folder.name}")
-        return 0
+        return self.notes
 
 
 class FakeCheckpoints:
-    def __init__(self, spec: RunSpec) -> None:
-        self.spec = spec
+    """A disk that takes two steps to write a checkpoint."""
 
-    def save(self, engine: FakeEngine, step: int) -> Manifest:
+    def __init__(self) -> None:
+        self.under_way: list[int] = []
+        self.notes: list[dict[str, Any]] = []
+        self.polled = 0
+
+    def begin(self, engine: FakeEngine, step: int, notes: dict[str, Any]) -> Saved | None:
+        before = self.finish()
         engine.done.append(f"save {step}")
-        return manifest_for(self.spec, step=step, files=())
+        self.under_way, self.polled = [step], 0
+        self.notes.append(notes)
+        return before
+
+    def poll(self, engine: FakeEngine) -> Saved | None:
+        self.polled += 1
+        return self.finish() if self.polled == 2 else None
+
+    def finish(self) -> Saved | None:
+        return Saved(self.under_way.pop(), 9, 0.5, 0.1) if self.under_way else None
 
 
 def run(
@@ -89,7 +112,7 @@ def run(
     tokens_N = np.arange(1000, dtype=np.uint16) % 512
     corpus = Corpus(facts, tokens_N, tokens_N, folder)
     report = Reporter(spec, 0)
-    checkpoints: Any = FakeCheckpoints(spec)
+    checkpoints: Any = FakeCheckpoints()
     fake: Any = engine
     code = train(spec, fake, corpus, checkpoints, resumption or Resumption(None, ()), report, stop or StopRequest())
     report.close()
@@ -100,6 +123,7 @@ def test_evaluations_and_checkpoints_come_when_due_and_at_the_end(tmp_path: Path
     engine = FakeEngine()
     code, lines = run(tmp_path, engine, evaluate_every_steps=2, checkpoint={"every_steps": 3})
     assert code is ExitCode.DONE
+    assert [line.step for line in lines if isinstance(line, EventLine) and line.event == "checkpoint"] == [3, 5]
     wanted = "step 1,step 2,evaluate,step 3,save 3,step 4,evaluate,step 5,evaluate,save 5"
     assert ",".join(engine.done) == wanted
     assert [line.event for line in lines if isinstance(line, EventLine)][-1] == "finished"
@@ -113,9 +137,11 @@ def test_a_loss_that_is_no_number_ends_the_run_without_a_checkpoint_of_it(tmp_pa
     code, lines = run(tmp_path, engine, checkpoint={"every_steps": 1})
     assert code is ExitCode.NOT_A_NUMBER
     assert engine.done == ["step 1", "save 1", "step 2", "save 2", "step 3"]
-    last = lines[-1]
-    assert isinstance(last, EventLine)
-    assert (last.event, last.step, last.detail["loss"]) == ("nan", 3, str(loss))
+    (nan,) = [line for line in lines if isinstance(line, EventLine) and line.event == "nan"]
+    assert (nan.step, nan.detail["loss"], nan.detail["action"]) == (3, str(loss), "stop")
+    # The save that was under way is brought to its end.
+    assert isinstance(lines[-1], EventLine)
+    assert (lines[-1].event, lines[-1].step) == ("checkpoint", 2)
     assert [line.step for line in lines if isinstance(line, ProgressLine)] == [1, 2]
 
 

@@ -17,7 +17,10 @@ def a_checkpoint(directory: Path, step: int) -> Path:
     (folder / "random-state-00000.pt").write_bytes(b"random")
     files = tuple(describe_file(folder, name) for name in files_in(folder))
     layout = {"pipeline": 1, "tensor": 1, "data": 1, "zero": 1}
-    write_manifest(folder, Manifest(run_id="r", step=step, world_size=1, layout=layout, model={}, precision="fp32", files=files))
+    write_manifest(
+        folder,
+        Manifest(run_id="r", step=step, world_size=1, layout=layout, model={}, precision="fp32", seed=1, batch={}, files=files),
+    )
     return folder
 
 
@@ -50,7 +53,7 @@ def tear_the_manifest(folder: Path) -> None:
 
 def age_the_manifest(folder: Path) -> None:
     path = folder / "manifest.json"
-    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 2'))
+    path.write_text(path.read_text().replace('"format_version": 2', '"format_version": 1'))
 
 
 DAMAGES = [
@@ -60,7 +63,7 @@ DAMAGES = [
     (add_a_file, "extra.pt is not in the manifest"),
     (lose_the_manifest, "manifest.json cannot be read"),
     (tear_the_manifest, "not readable"),
-    (age_the_manifest, "format version 2"),
+    (age_the_manifest, "format version 1; this program knows 2"),
 ]
 
 

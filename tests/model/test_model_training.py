@@ -129,7 +129,7 @@ def test_the_newest_checkpoints_are_kept_complete_and_the_others_go(single: Laun
     assert sorted(path.name for path in folder.iterdir()) == ["step-000020", "step-000024"]
     manifest = verify_manifest(folder / "step-000024")
     assert (manifest.step, manifest.layout) == (24, {"pipeline": 1, "tensor": 1, "data": 1, "zero": 1})
-    assert any(record.path.startswith("deepspeed/") for record in manifest.files)
+    assert [record.path for record in manifest.files] == ["state.json", "rank-00000.safetensors"]
 
 
 def test_a_torn_checkpoint_is_passed_over_and_the_steps_lost_are_told(
@@ -139,14 +139,14 @@ def test_a_torn_checkpoint_is_passed_over_and_the_steps_lost_are_told(
     copy = runs / "torn"
     shutil.copytree(runs / "dropout", copy)
     spec = tiny_spec(copy, model={"dropout": 0.1}, checkpoint={"every_steps": 2}, resume=True)
-    weights = copy / "checkpoints" / "step-000005" / "deepspeed" / "mp_rank_00_model_states.pt"
+    weights = copy / "checkpoints" / "step-000005" / "rank-00000.safetensors"
     os.truncate(weights, weights.stat().st_size - 1)
     again = finish(start(spec))
     started = again.events("started")[-1]
     assert (started.step, started.detail["from_step"], started.detail["steps_lost"]) == (4, 4, 1)
     (skipped,) = started.detail["skipped_checkpoints"]
     assert skipped["step"] == 5
-    assert "mp_rank_00_model_states.pt has" in skipped["reason"]
+    assert "rank-00000.safetensors has" in skipped["reason"]
     assert [step.step for step in again.steps()] == [1, 2, 3, 4, 5, 5]
     assert again.curve() == undisturbed.curve()
     verify_manifest(copy / "checkpoints" / "step-000005")
@@ -233,6 +233,7 @@ def test_ranks_may_keep_their_own_corpus_but_must_share_the_checkpoints(start: L
         checkpoint={"directory": "checkpoints", "every_steps": 3},
     )
     launch = finish(start(spec), ExitCode.BAD_CHECKPOINT, ExitCode.BAD_CHECKPOINT)
-    assert len(launch.steps()) == 3
+    # The step after may be done before the background writing of this one is over.
+    assert launch.steps()[-1].step in (3, 4)
     assert "rank 0 does not see the files of rank 1" in launch.say()
     assert newest_complete(launch.logs[0].parent / "disk-0" / "checkpoints") is None
