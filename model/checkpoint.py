@@ -62,6 +62,7 @@ class Checkpoints:
         self._file = BackgroundFile()
         self._begun: _Begun | None = None
         self._fragments: dict[str, list[Fragment]] | None = None
+        self._deleting: list[threading.Thread] = []
 
     def find(self) -> Resumption:
         """The newest complete checkpoint, the same on every rank: rank 0 verifies and the others follow.
@@ -123,6 +124,11 @@ class Checkpoints:
         now_s = time.monotonic()
         return Saved(begun.step, size_bytes, save_s=now_s - begun.begun_s, held_s=begun.held_s + now_s - waited_s)
 
+    def close(self) -> None:
+        """Waits for the deletion of old checkpoints."""
+        for thread in self._deleting:
+            thread.join()
+
     def _complete(self, begun: _Begun) -> int:
         record: FileRecord | str
         try:
@@ -177,8 +183,10 @@ class Checkpoints:
         # Renamed first, so that a half-deleted checkpoint is never taken for a damaged one.
         going = folder.with_name(f"{folder.name}.delete")
         folder.rename(going)
-        # What is left of it when this process ends, the next attempt clears away.
-        threading.Thread(target=shutil.rmtree, args=(going,), kwargs={"ignore_errors": True}, daemon=True).start()
+        # What is left of it when this process dies, the next attempt clears away.
+        deleting = threading.Thread(target=shutil.rmtree, args=(going,), kwargs={"ignore_errors": True}, daemon=True)
+        deleting.start()
+        self._deleting = [*(thread for thread in self._deleting if thread.is_alive()), deleting]
 
     def _clear_leftovers(self) -> None:
         for pattern in ("step-*.draft", "step-*.delete"):

@@ -91,6 +91,7 @@ def _run(spec: RunSpec, ranks: RankEnvironment, report: Reporter, stop: StopRequ
             engine = build_engine(spec)
             report.peak_tflops = engine.peak_tflops()
             outcome = train(spec, engine, corpus, checkpoints, resumption, report, stop)
+            checkpoints.close()
             engine.close()
             leave_ranks()
             return outcome

@@ -1,0 +1,76 @@
+"""Points at which a rank is to die by SIGKILL, as a power cut would take it; armed in the rank's own process.
+
+`arm("POINT")` takes effect at the second checkpoint of the run, so that there is one before it to fall back to;
+`arm("POINT@RANK")` on that rank alone.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from model import background, checkpoint, manifest
+
+
+def arm(name: str) -> None:
+    point, _, rank = name.partition("@")
+    if not rank or rank == os.environ["RANK"]:
+        POINTS[point]()
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _second_time(home: Any, name: str, instead: Callable[..., Any], calls_before: int = 1) -> None:
+    """Calls the real thing once and `instead` with it and its arguments from then on."""
+    real, calls = getattr(home, name), []
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        calls.append(1)
+        return real(*arguments, **named) if len(calls) <= calls_before else instead(real, *arguments, **named)
+
+    setattr(home, name, counted)
+
+
+def _before(real: Callable[..., Any], *arguments: Any, **named: Any) -> None:
+    die()
+
+
+def _after(real: Callable[..., Any], *arguments: Any, **named: Any) -> None:
+    real(*arguments, **named)
+    die()
+
+
+def _half_a_file(real: Callable[..., Any], tensors: dict[str, Any], path: Path) -> None:
+    real(tensors, path)
+    os.truncate(path, path.stat().st_size // 2)
+    die()
+
+
+def _half_a_manifest(real: Callable[..., Any], folder: Path, whole: manifest.Manifest) -> None:
+    (folder / f"{manifest.MANIFEST_NAME}.draft").write_text(whole.to_json()[:100])
+    die()
+
+
+def _half_deleted(real: Callable[..., Any], self: Any, folder: Path) -> None:
+    real(self, folder)
+    die()
+
+
+# The first save deletes nothing.
+POINTS: dict[str, Callable[[], None]] = {
+    "before the copy": lambda: _second_time(background.BackgroundFile, "start", _before),
+    "in the middle of a file": lambda: _second_time(background, "save_file", _half_a_file),
+    "after a file, before it is synced": lambda: _second_time(background, "sync_file", _before),
+    "after a file": lambda: _second_time(background, "sync_file", _after),
+    "before state.json": lambda: _second_time(checkpoint, "state_text", _before),
+    "before the manifest": lambda: _second_time(checkpoint, "write_manifest", _before),
+    "in the middle of the manifest": lambda: _second_time(checkpoint, "write_manifest", _half_a_manifest),
+    "after the manifest, before it is published": lambda: _second_time(checkpoint, "write_manifest", _after),
+    "once it is published": lambda: _second_time(checkpoint.Checkpoints, "_prune", _before),
+    "while the old one is deleted": lambda: _second_time(checkpoint.Checkpoints, "_delete", _half_deleted, calls_before=0),
+}

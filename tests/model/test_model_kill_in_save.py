@@ -1,0 +1,91 @@
+"""kill -9 at every point of a save: the checkpoint before stays in force, and the resumed curve is the undisturbed one."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from breaking_points import POINTS
+from training_launch import Launch, Launcher, tiny_spec
+
+from model.contract import ExitCode, RunSpec, newest_complete
+from model.data import prepare_corpus
+
+pytestmark = pytest.mark.slow
+
+STEPS, EVERY = 9, 3
+PUBLISHED = {"once it is published", "while the old one is deleted"}
+
+
+def a_spec(runs: Path, name: str, **layout: int) -> RunSpec:
+    """Dropout, so that randomness counts; one checkpoint kept, so that old ones are deleted."""
+    return tiny_spec(
+        runs / f"killed-{name}".replace(" ", "-").replace(",", ""),
+        layout=layout,
+        model={"dropout": 0.1},
+        steps=STEPS,
+        checkpoint={"every_steps": EVERY, "keep": 1},
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(start: Launcher, runs: Path) -> Launch:
+    prepare_corpus(a_spec(runs, "not"))
+    launch = start(a_spec(runs, "not"))
+    assert launch.wait() == [0], launch.say()
+    return launch
+
+
+@pytest.fixture(scope="module")
+def killed(undisturbed: Launch, start: Launcher, runs: Path) -> dict[str, Launch]:
+    """One run for each point, all at once."""
+    return {point: start(a_spec(runs, point), point) for point in POINTS}
+
+
+@pytest.fixture(scope="module")
+def resumed(killed: dict[str, Launch], start: Launcher) -> dict[str, Launch]:
+    """The same runs again, after all have died and left their checkpoints to be looked at."""
+    for point, launch in killed.items():
+        assert launch.wait() == [-signal.SIGKILL], f"{point}: {launch.say()}"
+        choice = newest_complete(Path(launch.spec.checkpoint.directory))
+        assert choice is not None
+        assert choice.manifest.step == (6 if point in PUBLISHED else 3), point
+    return {point: start(replace(launch.spec, resume=True)) for point, launch in killed.items()}
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_run_killed_during_a_save_resumes_as_if_nothing_had_happened(
+    point: str, undisturbed: Launch, resumed: dict[str, Launch]
+) -> None:
+    launch = resumed[point]
+    assert launch.wait() == [0], launch.say()
+    started = launch.events("started")[-1]
+    from_step = 6 if point in PUBLISHED else 3
+    before = [line.step for line in launch.lines()[: launch.lines().index(started)] if line.step]
+    assert (started.detail["from_step"], started.detail["steps_lost"]) == (from_step, max(before) - from_step)
+    assert started.detail["skipped_checkpoints"] == []
+    assert launch.curve() == undisturbed.curve()
+    assert launch.steps()[-1].heldout_loss == undisturbed.steps()[-1].heldout_loss
+    # Nothing is left of the dead save.
+    assert [path.name for path in Path(launch.spec.checkpoint.directory).iterdir()] == [f"step-{STEPS:06d}"]
+
+
+@pytest.mark.parametrize(
+    ("point", "codes"),
+    [
+        ("in the middle of a file@1", [ExitCode.PEER_LOST, -signal.SIGKILL]),
+        ("before the manifest@0", [-signal.SIGKILL, ExitCode.PEER_LOST]),
+    ],
+)
+def test_one_rank_of_several_that_dies_in_a_save_leaves_the_checkpoint_before_in_force(
+    point: str, codes: list[int], start: Launcher, runs: Path, undisturbed: Launch
+) -> None:
+    spec = a_spec(runs, f"pair {codes[0]}", data=2, zero=3)
+    dead = start(spec, point)
+    assert dead.wait() == codes, dead.say()
+    choice = newest_complete(Path(spec.checkpoint.directory))
+    assert choice is not None
+    assert choice.manifest.step == 3
+    assert choice.skipped == ()
