@@ -47,13 +47,21 @@ class Cut:
 
     def of(self, whole: Tensor) -> Tensor:
         """The shard of a whole parameter."""
-        return torch.cat([part.chunk(self.size, self.dim)[self.rank] for part in whole.split(self.parts, self.dim)], self.dim)
+        return torch.cat(self.chunks(whole), self.dim)
+
+    def chunks(self, whole: Tensor) -> list[Tensor]:
+        """The shard's chunk of each part, as views into the whole."""
+        views, begin = [], 0
+        for part, length in zip(self.parts, self.lengths(), strict=True):
+            views.append(whole.narrow(self.dim, begin + min(part, self.rank * -(-part // self.size)), length))
+            begin += part
+        return views
 
     def lengths(self) -> list[int]:
-        """How long each part's chunk is along `dim`."""
+        """How long each part's chunk is along `dim`; the last ranks' may be shorter, or empty."""
         steps = [-(-part // self.size) for part in self.parts]
         return [
-            max(0, min(part, (self.rank + 1) * step) - self.rank * step) for part, step in zip(self.parts, steps, strict=True)
+            min(part, (self.rank + 1) * step) - min(part, self.rank * step) for part, step in zip(self.parts, steps, strict=True)
         ]
 
     def shape(self, whole: tuple[int, ...]) -> tuple[int, ...]:
@@ -163,7 +171,7 @@ class StateReader:
             if cut is None:
                 return self._shard(name, kind, stored, None).view(stored.whole_shape)
             shard = self._shard(name, kind, stored, cut).view(cut.shape(stored.whole_shape))
-            for target, source in zip(_chunks(whole, cut), shard.split(cut.lengths(), cut.dim), strict=True):
+            for target, source in zip(cut.chunks(whole), shard.split(cut.lengths(), cut.dim), strict=True):
                 target.copy_(source)
         return whole
 
@@ -217,10 +225,6 @@ class StateReader:
             yield
         except (SafetensorError, OSError) as error:
             raise StateError(f"{self.folder / file} cannot be read: {error}") from error
-
-
-def _chunks(whole: Tensor, cut: Cut) -> list[Tensor]:
-    return [part.chunk(cut.size, cut.dim)[cut.rank] for part in whole.split(cut.parts, cut.dim)]
 
 
 def _cuts(stored: StoredParameter) -> list[Cut | None]:

@@ -12,13 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from model import background, checkpoint, manifest
+from model import background, checkpoint, guard, manifest
 
 
 def arm(name: str) -> None:
     point, _, rank = name.partition("@")
     if not rank or rank == os.environ["RANK"]:
-        POINTS[point]()
+        {**POINTS, "a jump in step 3": _jump_in_step_3}[point]()
 
 
 def die() -> None:
@@ -59,6 +59,19 @@ def _half_a_manifest(real: Callable[..., Any], folder: Path, whole: manifest.Man
 def _half_deleted(real: Callable[..., Any], self: Any, folder: Path) -> None:
     real(self, folder)
     die()
+
+
+def _jump_in_step_3() -> None:
+    """Not a death: this rank alone finds that its third loss is a jump."""
+    real, calls = guard.Guard.judge, []
+
+    def judge(self: guard.Guard, loss: float, grad_norm: float) -> guard.Verdict:
+        calls.append(1)
+        if len(calls) != 3:
+            return real(self, loss, grad_norm)
+        return self._refuse(guard._Trouble("spike", "made up", "skip"))
+
+    guard.Guard.judge = judge  # type: ignore[method-assign]
 
 
 # The first save deletes nothing.

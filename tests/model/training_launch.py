@@ -34,7 +34,7 @@ def tiny_run(folder: Path, **changes: Any) -> dict[str, Any]:
         "output_directory": str(folder / "out"),
     }
     for name, change in changes.items():
-        run[name] = {**run[name], **change} if isinstance(change, dict) else change
+        run[name] = {**run.get(name, {}), **change} if isinstance(change, dict) else change
     return run
 
 
