@@ -4,6 +4,7 @@ kind                  subject   data
 spec.applied          cluster   spec (JSON), text, sha256, file, by
 rollout.started       cluster   waves [[node, ...], ...], because
 rollout.extended      cluster   nodes, wave (index), because                 (they join that wave)
+                                called (true: they begin although the breaker has stopped it)
 rollout.stopped       cluster   because                                      (the breaker: no new node starts)
 rollout.paused        cluster   because
 rollout.resumed       cluster   because, forgiven [node, ...]                (failures that no longer count)
@@ -23,20 +24,22 @@ controller.took       cluster   holder
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 CLUSTER = "cluster"
 """Subject of events that concern no single node or run."""
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One line of the journal. `seq`, `at_s` and `epoch` are given by the journal when it is made durable."""
+class Event(NamedTuple):
+    """One line of the journal. `seq`, `at_s` and `epoch` are given by the journal when it is made durable.
+
+    A tuple, because a restart makes them by the million.
+    """
 
     kind: str
     subject: str
-    data: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = MappingProxyType({})
     at_s: float = 0.0
     """Seconds since the epoch, by the writer's clock."""
     epoch: int = 0

@@ -81,6 +81,8 @@ _PUT_RECORD = sa.text(
 )
 
 BUSY_TIMEOUT_S = 20.0
+PARSED_AT_ONCE = 1000
+"""Rows of events whose JSON is parsed in one go."""
 LEASE_S = 15.0
 """How long a lease lasts without being renewed, in seconds."""
 TAKEOVER_GRACE_S = max(TIMEOUT_S[action] for action, rule in SETTLE.items() if rule.within_s)
@@ -314,8 +316,11 @@ class Journal:
 
 
 def _events(connection: sa.Connection, query: sa.Select[Any], bound: int) -> Iterator[Event]:
-    for seq, at_s, epoch, kind, subject, data in connection.execute(query, {"seq": bound}):
-        yield Event(kind, subject, json.loads(data), at_s, epoch, seq)
+    for rows in connection.execute(query, {"seq": bound}).partitions(PARSED_AT_ONCE):
+        # One long array costs the parser far less than a thousand short texts.
+        parsed = json.loads(f"[{','.join([row[5] for row in rows])}]")
+        for (seq, at_s, epoch, kind, subject, _text), data in zip(rows, parsed, strict=True):
+            yield Event(kind, subject, data, at_s, epoch, seq)
 
 
 def _put_looks(connection: sa.Connection, looks: Sequence[Observation]) -> None:

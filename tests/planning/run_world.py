@@ -1,6 +1,6 @@
 """A run driven by hand: a journal in a list, nodes in a dict, ranks that do what a test tells them. No clock, no I/O."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.domain.event import Event
@@ -87,7 +87,7 @@ class Drive:
         return self.record
 
     def note(self, event: Event) -> None:
-        stamped = replace(event, at_s=self.now_s, seq=len(self.journal) + 1)
+        stamped = event._replace(at_s=self.now_s, seq=len(self.journal) + 1)
         self.journal.append(stamped)
         self.record = fold_run(self.record, stamped)
 
