@@ -30,6 +30,9 @@ class RolloutRecord:
     """Nodes left out as they are, in the middle of a stage, because all that shares something with them is silent."""
     forgiven: frozenset[str] = frozenset()
     """Failed nodes that somebody has seen and accepted by `resume`: they no longer count against the failure budget."""
+    called: frozenset[str] = frozenset()
+    """Nodes that a person sent into it while the breaker had stopped it: they alone begin, and it stays stopped. None is left of
+    them when too many of them failed again."""
     finished: bool = True
 
     def left_alone_at_s(self, name: str) -> float:
@@ -49,7 +52,12 @@ class RolloutRecord:
     @property
     def why_nothing_starts(self) -> str:
         """Why no node that has not begun may begin, or an empty string."""
-        said = (("aborted", self.aborted_because), ("stopped", self.stopped_because), ("paused", self.paused_because))
+        return self.why_not_begun("")
+
+    def why_not_begun(self, name: str) -> str:
+        """Why the node, if it has not begun, may not begin, or an empty string."""
+        stopped = "" if name in self.called else self.stopped_because
+        said = (("aborted", self.aborted_because), ("stopped", stopped), ("paused", self.paused_because))
         return "; ".join(f"the rollout is {word}: {because}" for word, because in said if because)
 
 
@@ -66,9 +74,10 @@ def fold_rollout(rollout: RolloutRecord, verb: str, event: Event) -> RolloutReco
         waves = tuple(tuple(wave) for wave in data["waves"])
         return RolloutRecord(rollout.number + 1, waves, data.get("because", ""), event.at_s, finished=False)
     if verb == "extended":
-        return _extended(rollout, int(data["wave"]), tuple(data["nodes"]))
+        extended = _extended(rollout, int(data["wave"]), tuple(data["nodes"]))
+        return replace(extended, called=rollout.called | frozenset(data["nodes"])) if data.get("called") else extended
     if verb == "stopped":
-        return replace(rollout, stopped_because=data["because"])
+        return replace(rollout, stopped_because=data["because"], called=frozenset())
     if verb == "paused":
         return replace(rollout, paused_because=data["because"])
     if verb == "resumed":

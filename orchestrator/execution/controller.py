@@ -26,7 +26,7 @@ from orchestrator.planning.common_cause import common_causes, spare_the_silent
 from orchestrator.planning.fleet_book import FleetBook
 from orchestrator.planning.next_step import next_step
 from orchestrator.planning.requests import answer_request
-from orchestrator.planning.rollout import admit, why_stop
+from orchestrator.planning.rollout import admit, why_stop, why_stop_again
 from orchestrator.planning.site import Site
 
 log = logging.getLogger(__name__)
@@ -290,8 +290,8 @@ class Controller:
             data = {"ready": ready, "quarantined": quarantined, "left": sum(state not in SETTLED for state in states)}
             self._commit([Event("rollout.finished", CLUSTER, data)], now_s)
             return True
-        because = why_stop(self._book, self.state.spec.rollout)
-        if because and not rollout.stopped_because:
+        stops = why_stop_again if rollout.stopped_because else why_stop
+        if because := stops(self._book, self.state.spec.rollout):
             causes = common_causes(self._book.site, rollout, nodes)
             because += f"; in common: {causes[0]}" if causes else ""
             self._commit([Event("rollout.stopped", CLUSTER, {"because": because})], now_s)
@@ -402,5 +402,7 @@ def everything_settled(state: ClusterState) -> bool:
     rollout = state.rollout
     if rollout.stopped_because:
         records = [state.nodes[node.name] for node in state.spec.nodes]
-        return all(rollout.is_resting(record) or is_untouched(record) for record in records)
+        return all(
+            rollout.is_resting(record) or (is_untouched(record) and rollout.why_not_begun(record.name)) for record in records
+        )
     return rollout.finished

@@ -66,7 +66,7 @@ class FleetBook:
             return "no rollout includes it: `rackray apply` starts one"
         if self.rollout.is_resting(record):
             return f"left out: {self.rollout.aborted_because or self.rollout.skipped_because.get(record.name, '')}"
-        return self.rollout.why_nothing_starts if is_untouched(record) and record.name not in self.in_work else ""
+        return self.rollout.why_not_begun(record.name) if is_untouched(record) and record.name not in self.in_work else ""
 
     def begin(self, name: str) -> None:
         """The node's first step of this proof was admitted; the journal says so only when its answer comes."""

@@ -61,6 +61,15 @@ def why_stop(book: FleetBook, policy: Rollout) -> str:
     return ""
 
 
+def why_stop_again(book: FleetBook, policy: Rollout) -> str:
+    """Why not even nodes that a person sent into a stopped rollout may start, or an empty string: too many failed again."""
+    failed = [name for name in book.failed if name in book.rollout.called]
+    if len(failed) <= policy.failure_budget:
+        return ""
+    names = ", ".join(failed[:5]) + (", ..." if len(failed) > 5 else "")
+    return f"{len(failed)} of the nodes that were sent in again failed again ({names}), the failure budget is {policy.failure_budget}"
+
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """A step that has to wait, and for what."""
@@ -83,13 +92,14 @@ def admit(
     """
     book = book or FleetBook(site, rollout, nodes)
     book.power.expire(now_s)
-    halted = why_stop(book, site.spec.rollout)
+    halted, halted_again = why_stop(book, site.spec.rollout), why_stop_again(book, site.spec.rollout)
     busy, most = len(book.busy), site.spec.rollout.max_in_flight
     admitted: list[Step] = []
     refused: list[Refusal] = []
     for step in steps:
         record = nodes[step.node]
-        because = _not_its_turn(record, book, halted, site.spec.rollout)
+        stop = halted_again if step.node in rollout.called else halted
+        because = _not_its_turn(record, book, stop, site.spec.rollout)
         if not because and busy >= most:
             because = f"{busy} nodes are being worked on, the limit is {most}"
         because = because or _too_many_down(step, book, site.spec.rollout) or _no_power(step, book)

@@ -123,19 +123,17 @@ def prove_again(name: str, state: ClusterState, because: str) -> list[Event]:
 
 
 def take_part(names: Sequence[str], state: ClusterState, because: str) -> list[Event]:
-    """`names` join the rollout that is going on; where none is, or the breaker has stopped it, one of their own begins.
+    """`names` join the rollout that is going on; where none is, one of their own begins.
 
-    A stopped rollout's nodes that are under way go on in the new one; those that had not begun wait for `rackray apply`.
+    A rollout that the breaker has stopped stays stopped, and `resume` goes on with it: of the nodes that have not begun,
+    only those a person names here do.
     """
     rollout = state.rollout
     if not names:
         return []
-    if rollout.finished or rollout.aborted_because or rollout.stopped_because:
-        begun = []
-        if not rollout.finished and not rollout.aborted_because:
-            moving = [name for wave in rollout.waves for name in wave if not rollout.is_resting(state.nodes[name])]
-            begun = [name for name in moving if not is_untouched(state.nodes[name]) and name not in names]
-        return [Event("rollout.started", CLUSTER, {"waves": [[*names, *begun]], "because": because})]
+    if rollout.finished or rollout.aborted_because:
+        return [Event("rollout.started", CLUSTER, {"waves": [list(names)], "because": because})]
     at_rest = [all(rollout.is_resting(state.nodes[name]) for name in wave) for wave in rollout.waves]
     wave = at_rest.index(False) if False in at_rest else len(at_rest)
-    return [Event("rollout.extended", CLUSTER, {"nodes": list(names), "wave": wave, "because": because})]
+    data = {"nodes": list(names), "wave": wave, "because": because}
+    return [Event("rollout.extended", CLUSTER, {**data, "called": True} if rollout.stopped_because else data)]

@@ -151,6 +151,35 @@ def test_requalifying_one_node_leaves_the_rollout_that_is_going_on_in_force(tmp_
     assert {r.state for r in story.until(everything_settled).nodes.values()} == {READY}
 
 
+def test_requalifying_a_node_of_a_stopped_rollout_works_on_it_alone_and_leaves_the_rollout_stopped(tmp_path: Path) -> None:
+    story = Story(tmp_path, all_at_once(canary=1, growth=1, failure_budget=0))
+    canary = "r01-n1"
+    story.site.nodes[canary].machine.fault("wrong_serial", story.site.now_s, serial="STRANGER")
+    story.begin()
+    story.until(everything_settled)
+    story.site.nodes[canary].machine.heal("wrong_serial", story.site.now_s)
+    story.ask("request.requalify", nodes=[canary])
+    state = story.until(everything_settled)
+    assert state.nodes[canary].state is READY
+    assert state.rollout.number == 1 and "budget is 0" in state.rollout.stopped_because
+    assert {deed.node for deed in story.site.deeds} == {canary}, "nobody else begins before somebody says so"
+    story.ask("request.rollout_resume")
+    assert {record.state for record in story.until(everything_settled).nodes.values()} == {READY}
+
+
+def test_nodes_sent_into_a_stopped_rollout_have_a_budget_of_their_own(tmp_path: Path) -> None:
+    story = Story(tmp_path, all_at_once(canary=4, failure_budget=1, max_in_flight=1, attempts=2))
+    for node in story.site.nodes.values():
+        node.machine.fault("reset_ignored", story.site.now_s)
+    story.begin()
+    first = story.until(everything_settled)
+    failed = [name for name, record in first.nodes.items() if record.state is QUARANTINED]
+    assert len(failed) >= 2 and first.rollout.stopped_because
+    story.ask("request.rollout_retry", nodes=[])
+    state = story.until(everything_settled)
+    assert "were sent in again failed again" in state.rollout.stopped_because and not state.rollout.called
+
+
 def test_a_machine_that_failed_its_identity_is_not_written_to_when_it_is_requalified(tmp_path: Path) -> None:
     story = Story(tmp_path, all_at_once(failure_budget=4))
     story.site.nodes["r01-n1"].machine.fault("wrong_serial", story.site.now_s, serial="STRANGER")

@@ -29,7 +29,7 @@ class Past:
 
     spec: ClusterSpec
     touched: set[str] = field(default_factory=set)
-    """Nodes that any exchange was begun with."""
+    """Nodes that any exchange was begun with in their present proof."""
     over_budget_at_s: float = float("inf")
     """Since when more nodes have failed than the budget allows."""
     deeds: dict[tuple[str, Action], float] = field(default_factory=dict)
@@ -209,7 +209,7 @@ def later_waves_wait(operation: Operation, state: ClusterState, site: SimulatedS
 def nothing_starts_over_the_budget(operation: Operation, state: ClusterState, site: SimulatedSite, past: Past) -> Breaches:
     """[I7] Once more nodes have failed than the budget allows, no further node is begun; those in flight may end."""
     untouched = operation.node not in past.touched and is_untouched(state.nodes[operation.node])
-    if untouched and site.now_s > past.over_budget_at_s:
+    if untouched and operation.node not in state.rollout.called and site.now_s > past.over_budget_at_s:
         yield f"{operation.node} was begun {site.now_s - past.over_budget_at_s:.1f} s after the failure budget was used up"
 
 
@@ -282,11 +282,15 @@ def everybody_has_come_to_rest(state: ClusterState) -> Breaches:
 
 
 def untouched_means_stopped(state: ClusterState) -> Breaches:
-    """[I10] A node of the rollout is left out only where the rollout says why."""
-    nodes = [state.nodes[name] for wave in state.rollout.waves for name in wave]
-    left = [record.name for record in nodes if is_untouched(record) and record.state is NodeState.ENROLLED]
-    if left and not state.rollout.why_nothing_starts and not state.rollout.skipped:
-        yield f"{left[0]} was never begun, and nothing says why"
+    """[I10] A node is left unbegun only where the rollout it belongs to says why."""
+    waves = {name for wave in state.rollout.waves for name in wave}
+    for name, record in state.nodes.items():
+        if not is_untouched(record) or name in state.rollout.skipped:
+            continue
+        if name not in waves:
+            yield f"{name} was never begun, and no rollout includes it"
+        elif not state.rollout.why_not_begun(name):
+            yield f"{name} was never begun, and nothing says why"
 
 
 def _doing(record: NodeRecord) -> str:

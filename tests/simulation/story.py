@@ -59,6 +59,8 @@ class Watcher:
             for name, event_check in invariants.EVERY_EVENT.items():
                 self._say(name, event_check(event, self.state, self.site, self.past))
             self.state.apply(event)
+            if event.kind == "node.moved" and event.data["to"] in (NodeState.REPAIRING, NodeState.MAINTENANCE):
+                self.past.touched.discard(event.subject)
         rollout = self.state.rollout
         failed = {name for wave in rollout.waves for name in wave if self.state.nodes[name].state is NodeState.QUARANTINED}
         over = len(failed - rollout.forgiven) > self.past.spec.rollout.failure_budget
