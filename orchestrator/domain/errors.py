@@ -5,6 +5,7 @@ RackrayError                 what, where, how much; `hint` is the way out; `exit
 ├── NotAsRequired            the cluster or a run is not as it must be (exit 1)
 ├── LeaseHeld                somebody else decides at the moment
 ├── JournalBroken            the journal cannot be trusted or written; nothing goes on without it
+│   └── JournalBusy          another process keeps its write lock; nothing was written, and nothing is wrong with it
 ├── SecretMissing            a password, key or token is not where it must be, or is readable by others
 └── PeerError                a BMC, node, image service or Ray answered wrongly, or not at all
     ├── PeerUnreachable      nothing was sent: safe to try again
@@ -61,6 +62,10 @@ class LeaseHeld(RackrayError):
 
 class JournalBroken(RackrayError):
     """The journal cannot be read or made durable; continuing would risk acting twice."""
+
+
+class JournalBusy(JournalBroken):
+    """Another process has kept the journal's write lock for too long; nothing was written."""
 
 
 class SecretMissing(RackrayError):

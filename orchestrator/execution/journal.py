@@ -15,12 +15,13 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from orchestrator.domain.errors import JournalBroken, LeaseHeld
+from orchestrator.domain.errors import JournalBroken, JournalBusy, LeaseHeld
 from orchestrator.domain.event import Event
 from orchestrator.domain.node import NodeRecord
 from orchestrator.domain.operation import TIMEOUT_S
 from orchestrator.domain.record_json import RECORD_SHAPE, record_from_json, record_to_json
 from orchestrator.domain.state import ClusterState
+from orchestrator.execution.journal_lock import write_lock_holder
 from orchestrator.planning.settle import SETTLE
 
 _META = sa.MetaData()
@@ -131,13 +132,20 @@ class Journal:
         self._has_ended, self.before_write, self.after_write = has_ended, before_write, after_write
         self.broken = ""
         """Why nothing more is written: a commit failed. What the disk then holds is known only after opening it anew."""
+        self.file = sa.make_url(url).database or ""
+        """The file it lies in, where it is one."""
         self._engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S} if url.startswith("sqlite") else {})
         if url.startswith("sqlite"):
             sa.event.listen(self._engine, "connect", _sqlite_durable)
             sa.event.listen(self._engine, "begin", _sqlite_begin_immediate)
         try:
-            _META.create_all(self._engine)
+            # Looked at first: making tables needs the write lock, and whoever only reads must not wait for it.
+            with self._engine.connect().execution_options(rackray_read=True) as connection:
+                is_made = set(sa.inspect(connection).get_table_names()) >= set(_META.tables)
+            if not is_made:
+                _META.create_all(self._engine)
         except sa.exc.DatabaseError as error:
+            _say_who_keeps_it(error, self.file)
             raise JournalBroken(
                 f"cannot open the journal {url}: {error.orig}", "restore it from a backup, or name another RACKRAY_HOME"
             ) from error
@@ -370,6 +378,7 @@ class _Writing:
         try:
             return self._context.__enter__()
         except sa.exc.DatabaseError as error:
+            _say_who_keeps_it(error, self._journal.file)
             _translate(error)
             raise
 
@@ -383,6 +392,15 @@ class _Writing:
         _translate(error)
         if error is None and self._journal.after_write:
             self._journal.after_write()
+
+
+def _say_who_keeps_it(error: sa.exc.DatabaseError, file: str) -> None:
+    """Nobody could write for so long because one process did not end its transaction: name it."""
+    if getattr(error.orig, "sqlite_errorname", "").startswith("SQLITE_BUSY"):
+        holder = write_lock_holder(file)
+        who = f"{holder} keeps it locked" if holder else "some process keeps it locked"
+        hint = holder.way_out if holder else "find the process that has it open (`fuser`), and wait for it or end it"
+        raise JournalBusy(f"the journal {file} could not be written for {BUSY_TIMEOUT_S:.0f} s: {who}", hint) from error
 
 
 def _translate(error: BaseException | None) -> None:
