@@ -338,7 +338,8 @@ def rehearse(path: Path, faults: Path | None, seeds: Sequence[int]) -> "Iterator
     from orchestrator.drivers.yaml_profile import read_profile
     from orchestrator.execution.journal import Journal
     from orchestrator.execution.rehearsal import rehearse as play
-    from orchestrator.lab.simulation import SimulatedHands, SimulatedSite, VirtualClock
+    from orchestrator.lab.simulated_hands import SimulatedHands, VirtualClock
+    from orchestrator.lab.simulation import SimulatedSite
     from orchestrator.lab.simulation_weather import usual_profile
 
     loaded = load_spec(path)

@@ -1,12 +1,13 @@
-"""The lab in virtual time: the same simulated machines as on the wire, behind Hands and a Clock that need no waiting.
+"""The lab in virtual time: the same simulated machines as on the wire, in a world that needs no waiting.
 
-`SimulatedSite` is the world: it lives on when a controller dies. `SimulatedHands` carries operations to it and answers with
-outcomes; `VirtualClock` lets time pass only when the controller has nothing to do. One seed, one history.
+`SimulatedSite` is the world: it lives on when a controller dies. `simulated_hands.py` has what a controller holds of it.
+One seed, one history.
 """
 
 import hashlib
 import heapq
 import itertools
+import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from orchestrator.domain.spec import ClusterSpec, LabFault
 from orchestrator.domain.spec import Machine as DeclaredMachine
 from orchestrator.lab.machine import BootSource, FirmwarePart, Machine, MachineError, MachineSpec, PowerState
 from orchestrator.lab.simulation_weather import Weather
+
+log = logging.getLogger(__name__)
 
 IMAGE_DIGEST = "sha256:" + hashlib.sha256(b"rackray simulated image").hexdigest()
 IMAGE_S = 2.0
@@ -52,6 +55,8 @@ class SimulatedSite:
         self.nodes: dict[str, SimulatedNode] = {}
         self.deeds: list[Deed] = []
         """Everything that changed something at a node, in order: what really happened, whatever the journal says."""
+        self.plays: list[tuple[str, ...]] = []
+        """Runs of playbooks, each with the nodes that went together."""
         self.lose_answer: Callable[[Operation], bool] = lambda operation: False
         """A fault: the exchange happens and its answer is lost."""
         self.dark_until_s: dict[str, float] = {}
@@ -91,17 +96,14 @@ class SimulatedSite:
             quiet = Outcome(operation.id, operation.node, operation.action, Status.UNREACHABLE, reason="nobody answers")
             self.at(self.now_s + silent_s, partial(answer, quiet))
             return
-        if self.weather and node.fate:
-            duration_s = self.weather.duration_s(node.fate, operation.action)
-            lost = self.weather.loses(operation, self.random)
-        else:
-            duration_s, lost = DURATION_S.get(operation.action, QUICK_S) * self.random.uniform(0.8, 1.25), False
+        duration_s = self.duration_s(node, operation)
+        lost = self.weather is not None and self.weather.loses(operation, self.random)
         found: list[Outcome] = []
 
         def act() -> None:
             if operation.action in MUTATING:
                 self.deeds.append(Deed(self.now_s, operation.node, operation.action, dict(operation.args)))
-            found.append(node.perform(operation))
+            found.append(_performed(node, operation))
 
         def tell() -> None:
             answer(
@@ -112,6 +114,18 @@ class SimulatedSite:
 
         self.at(self.now_s + duration_s / 2, act)
         self.at(self.now_s + duration_s, tell)
+
+    def play(self, operations: Sequence[Operation], answer: Callable[[Outcome], None]) -> None:
+        """Begin one run of a playbook on all these nodes; each goes at its own pace, and its answer comes when it is through."""
+        self.plays.append(tuple(operation.node for operation in operations))
+        for operation in operations:
+            self.submit(operation, answer)
+
+    def duration_s(self, node: "SimulatedNode", operation: Operation) -> float:
+        """How long this exchange takes, in seconds."""
+        if self.weather and node.fate:
+            return self.weather.duration_s(node.fate, operation.action)
+        return DURATION_S.get(operation.action, QUICK_S) * self.random.uniform(0.8, 1.25)
 
     def _silence_s(self, node: "SimulatedNode", operation: Operation) -> float | None:
         """After how many seconds it is clear that nobody answers, or None where somebody does."""
@@ -375,6 +389,16 @@ class SimulatedNode:
         return self.machine.power_state(self.site.now_s) is not PowerState.OFF
 
 
+def _performed(node: SimulatedNode, operation: Operation) -> Outcome:
+    """What came of it at the node. A simulation that breaks there is no answer: as with every other kind of hands."""
+    try:
+        return node.perform(operation)
+    except Exception as error:
+        log.exception("%s on %s broke the simulation", operation.action, operation.node)
+        reason = f"broken off inside the simulation: {type(error).__name__}: {error}"
+        return Outcome(operation.id, operation.node, operation.action, Status.UNKNOWN, reason=reason)
+
+
 OVER_SSH = frozenset(
     {Action.SSH_IDENTIFY, Action.SSH_EXEC, Action.PLAYBOOK, Action.NODE_PROBE, Action.NODE_COMPUTE, Action.CELL_JOIN}
 )
@@ -398,49 +422,3 @@ VERBS: Mapping[Action, Callable[[SimulatedNode, Mapping[str, Any]], Mapping[str,
     Action.CELL_JOIN: SimulatedNode.join,
     Action.CELL_OBSERVE: SimulatedNode.cell_observe,
 }
-
-
-class VirtualClock:
-    """A Clock whose time passes only when somebody waits."""
-
-    def __init__(self, site: SimulatedSite, quantum_s: float = 0.0) -> None:
-        """With a quantum, everything that happens within so many seconds is met in one tick, as on a busy controller."""
-        self._site, self._quantum_s = site, quantum_s
-
-    def now_s(self) -> float:
-        """Virtual seconds since the epoch."""
-        return self._site.now_s
-
-    def wait_s(self, seconds: float) -> None:
-        """Jump to the next thing that happens, at most `seconds` ahead."""
-        self._site.advance(self._site.now_s + seconds)
-        if self._quantum_s:
-            self._site.pass_to(self._site.now_s + self._quantum_s)
-
-
-class SimulatedHands:
-    """Hands on a simulated site."""
-
-    def __init__(self, site: SimulatedSite, may_act: Callable[[int], bool] = lambda epoch: True) -> None:
-        self._site, self._may_act = site, may_act
-        self._outcomes: list[Outcome] = []
-        self._closed = False
-
-    def submit(self, operations: Sequence[Operation]) -> None:
-        """Begin them all; an operation of a passed epoch is fenced."""
-        for operation in operations:
-            if self._may_act(operation.epoch):
-                self._site.submit(operation, self._outcomes.append)
-            else:
-                self._outcomes.append(
-                    Outcome(operation.id, operation.node, operation.action, Status.FENCED, reason="the epoch has passed")
-                )
-
-    def poll(self) -> list[Outcome]:
-        """What has come since the last call."""
-        outcomes, self._outcomes[:] = list(self._outcomes), []
-        return outcomes
-
-    def close(self) -> None:
-        """Nothing is left to stop: the site goes on by itself."""
-        self._closed = True

@@ -13,7 +13,7 @@ from orchestrator.domain.plan import Decision, Settle, Step
 from orchestrator.execution import controller
 from orchestrator.execution.controller import Controller, Flying
 from orchestrator.execution.journal import Journal
-from orchestrator.lab.simulation import SimulatedHands
+from orchestrator.lab.simulated_hands import SimulatedHands
 from orchestrator.planning import next_step, rollout
 from orchestrator.planning.fleet_book import FleetBook
 from orchestrator.planning.next_step import Context
@@ -82,7 +82,7 @@ def _whoever_writes_may(self: Journal, connection: Any, epoch: int) -> None:
 
 def _whoever_acts_may(self: SimulatedHands, operations: Sequence[Operation]) -> None:
     for operation in operations:
-        self._site.submit(operation, self._outcomes.append)
+        self._site.submit(operation, self._arrive)
 
 
 def _follows_no_power_step(self: FleetBook, name: str) -> None:

@@ -23,7 +23,8 @@ from orchestrator.domain.rehearsal import FaultProfile, FeedLoss, StageTimes
 from orchestrator.domain.state import ClusterState
 from orchestrator.execution.controller import Controller, everything_settled
 from orchestrator.execution.journal import Journal, LeaseLost
-from orchestrator.lab.simulation import Deed, SimulatedHands, SimulatedSite, VirtualClock
+from orchestrator.lab.simulated_hands import SimulatedHands, VirtualClock
+from orchestrator.lab.simulation import Deed, SimulatedSite
 from tests.execution.site import apply_request, lab_4
 from tests.simulation import invariants
 from tests.simulation.fleet import a_fleet
