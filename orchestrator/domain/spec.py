@@ -41,6 +41,7 @@ Mac = Annotated[
 UNKNOWN_MAC = "00:00:00:00:00:00"
 Unit = Annotated[int, Field(ge=1, le=60)]
 Cords = Annotated[tuple[Cord, ...], Field(strict=False)]
+Lot = Annotated[str, Field(max_length=64, pattern=r"^[^\x00-\x1f\x7f]*$"), Form("text on one line, without control characters")]
 
 
 class GpuSku(Strict):
@@ -151,6 +152,10 @@ class Node(Strict):
     """This BMC's certificate cannot be checked. Shown loudly wherever it matters."""
     cords: Cords = ()
     """Which of its rack's `pdus` each supply is plugged into, where this machine differs from its SKU."""
+    pair: Name | None = None
+    """The redundancy pair it belongs to: of the machines that name the same one, power and firmware take one down at a time."""
+    lot: Lot = ""
+    """The lot it was delivered in, as the delivery note says; failures that gather in one lot are named."""
 
 
 class Equipment(Strict):
@@ -178,6 +183,10 @@ class Equipment(Strict):
 
 Machine = Node | Equipment
 """Whatever stands in a rack and has a serial number."""
+    pair: Name | None = None
+    """The redundancy pair it belongs to: of the machines that name the same one, power and firmware take one down at a time."""
+    lot: Lot = ""
+    """The lot it was delivered in, as the delivery note says; failures that gather in one lot are named."""
 
 
 class Subnets(Strict):

@@ -14,13 +14,15 @@ from orchestrator.execution.views import Views
 LOOK_EVERY_S = 0.1
 
 
-def answer_requests(journal: Journal, holder: str, clock: Clock, home: Path) -> None:
+def answer_requests(journal: Journal, holder: str, clock: Clock, home: Path, views: Views) -> None:
     """Take the lease, answer every request that waits, and give it back. Raises LeaseHeld while somebody else decides."""
-    controller = Controller(journal, NoHands(), clock, journal.take_lease(holder, clock.now_s()), home)
-    try:
-        controller.answer()
-    finally:
-        controller.close()
+    epoch = journal.take_lease(holder, clock.now_s())
+    with views.shared() as shared:
+        controller = Controller(journal, NoHands(), clock, epoch, home, shared.state, shared.tell)
+        try:
+            controller.answer()
+        finally:
+            controller.close()
 
 
 def wait_for_answer(journal: Journal, request: int, holder: str, clock: Clock, home: Path) -> str:
@@ -29,7 +31,7 @@ def wait_for_answer(journal: Journal, request: int, holder: str, clock: Clock, h
     while request not in views.state.answers:
         if journal.is_free(journal.lease(), clock.now_s()):
             with contextlib.suppress(LeaseHeld):  # somebody was quicker and will answer
-                answer_requests(journal, holder, clock, home)
+                answer_requests(journal, holder, clock, home, views)
         else:
             clock.wait_s(LOOK_EVERY_S)
         views.refresh()

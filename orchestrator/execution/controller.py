@@ -24,6 +24,7 @@ from orchestrator.execution.journal import Journal, LeaseLost, Observation
 from orchestrator.execution.run_keeper import RunKeeper
 from orchestrator.planning.common_cause import common_causes, spare_the_silent
 from orchestrator.planning.fleet_book import FleetBook
+from orchestrator.planning.lifecycle_guard import keep_legal
 from orchestrator.planning.next_step import next_step
 from orchestrator.planning.requests import answer_request
 from orchestrator.planning.rollout import admit, why_stop, why_stop_again
@@ -38,6 +39,8 @@ HELD_BACK_S = 1.0
 """How soon steps that were not admitted are offered again, where nothing else happens."""
 SNAPSHOT_EVERY = 200_000
 """Events between two snapshots: folding so many takes a restart about two seconds."""
+BARRED_S = 600.0
+"""How long a node is left alone after a decision about it that the lifecycle does not allow."""
 NEXT_ROLLOUT = sys.maxsize
 """The wave of nodes about which nothing is decided until something is said about the rollout."""
 OFFERED_AT_ONCE = 256
@@ -55,8 +58,21 @@ class Flying:
 class Controller:
     """The one who decides, for as long as it holds the lease."""
 
-    def __init__(self, journal: Journal, hands: Hands, clock: Clock, epoch: int, home: Path) -> None:
-        """Begin deciding under `epoch`, which `journal.take_lease` gave, and disown what an earlier controller left open."""
+    def __init__(
+        self,
+        journal: Journal,
+        hands: Hands,
+        clock: Clock,
+        epoch: int,
+        home: Path,
+        state: ClusterState | None = None,
+        on_event: Callable[[Event], None] = lambda event: None,
+    ) -> None:
+        """Begin deciding under `epoch`, which `journal.take_lease` gave, and disown what an earlier controller left open.
+
+        `state` is a fold that somebody has made already; it is taken over and brought up to date. `on_event` hears of every
+        event after that.
+        """
         self.journal, self.hands, self.clock, self.epoch = journal, hands, clock, epoch
         self._flying: dict[str, Flying] = {}
         self._changed: set[str] = set()
@@ -76,7 +92,9 @@ class Controller:
         self._snapshot_seq = journal.snapshot_seq()
         self._unsaved: set[str] = set()
         """Nodes whose records the snapshot does not have as they are."""
-        self.state = journal.load()
+        self.state = journal.load() if state is None else state
+        self._on_event = on_event
+        self._catch_up()
         self._stamped_s = journal.newest_s()
         if self.state.seq > self._snapshot_seq:
             self._unsaved.update(self.state.nodes)
@@ -160,9 +178,10 @@ class Controller:
         pending = sorted(self.state.requests.items())
         for seq, request in pending:
             events, answer = answer_request(request, self.state, self.clock.now_s())
+            events, refused = keep_legal(events, self.state.nodes)
+            answer = "; ".join([answer, *(f"refused, and a mistake of rackray's: {why}" for why in refused.values())])
             handled = Event("request.handled", CLUSTER, {"request": seq, "answer": answer})
             self._commit([*events, handled], self.clock.now_s())
-            self._changed.update(self.state.nodes)
         return bool(pending)
 
     # ------------------------------------------------------------------ phase 2: what to do next
@@ -190,14 +209,21 @@ class Controller:
         assert spec is not None  # noqa: S101 - for the type checker: the caller has looked
         if self._site is None or self._site.spec is not spec:
             self._site, self._book = Site.of(spec), None
-        if self._book is None or self._book.rollout is not rollout:
+        if self._book is None:
             self._book = FleetBook(self._site, rollout, self.state.nodes)
-            self._changed.update(*self._later.values(), self._held)
-            self._later.clear()
-            self._held.clear()
             self._unfollowed.clear()
+            self._offer_all()
         self._follow_all(self._book)
+        if self._book.rollout is not rollout:
+            self._book.turn_to(rollout, self.state.nodes)
+            self._offer_all()
         return self._site, self._book
+
+    def _offer_all(self) -> None:
+        """Consider again whoever waits for a wave, for another word about the rollout, or for room."""
+        self._changed.update(*self._later.values(), self._held)
+        self._later.clear()
+        self._held.clear()
 
     def _open_waves(self, book: FleetBook) -> None:
         """Consider the nodes of waves that have opened since the last tick."""
@@ -331,7 +357,13 @@ class Controller:
     def _commit(self, events: list[Event], now_s: float, looks: Sequence[Observation] = ()) -> None:
         if not events and not looks:
             return
-        stamped = [Event(event.kind, event.subject, event.data, self._stamp(now_s)) for event in events]
+        legal, refused = keep_legal(events, self.state.nodes)
+        for name, why in refused.items():
+            log.error("nothing is done with %s for %.0f s, and this is a mistake of rackray's: %s", name, BARRED_S, why)
+            self.waiting[name] = why
+            self._changed.discard(name)
+            heapq.heappush(self._due, (now_s + BARRED_S, name))
+        stamped = [Event(event.kind, event.subject, event.data, self._stamp(now_s)) for event in legal]
         written = self.journal.commit(stamped, self.epoch, now_s, looks=looks)
         self._renewed_at_s = now_s
         if written and written[0].seq == self.state.seq + 1:
@@ -359,8 +391,13 @@ class Controller:
         if event.subject in self.state.nodes:
             self._changed.add(event.subject)
             self._follow(event.subject)
-        elif event.kind == "spec.applied" or event.kind.startswith("rollout."):
+        elif event.kind == "spec.applied":
             self._unsaved.update(self.state.nodes)
+            self._changed.update(self.state.nodes)
+        elif event.kind.startswith("rollout."):
+            # Their clocks may have been set anew.
+            self._unsaved.update(*self.state.rollout.waves)
+        self._on_event(event)
 
     def _follow(self, name: str) -> None:
         self._unsaved.add(name)
@@ -401,7 +438,7 @@ def everything_settled(state: ClusterState) -> bool:
         return False
     rollout = state.rollout
     if rollout.stopped_because:
-        records = [state.nodes[node.name] for node in state.spec.nodes]
+        records = [state.nodes[machine.name] for machine in state.spec.managed()]
         return all(
             rollout.is_resting(record) or (is_untouched(record) and rollout.why_not_begun(record.name)) for record in records
         )

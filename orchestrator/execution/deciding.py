@@ -53,16 +53,17 @@ class Decider:
             epoch = self.journal.take_lease(self.holder, self.clock.now_s())
         except LeaseHeld:
             return False
-        controller = Controller(self.journal, self.hands(spec), self.clock, epoch, self.folder)
+        with views.shared() as shared:
+            controller = Controller(self.journal, self.hands(spec), self.clock, epoch, self.folder, shared.state, shared.tell)
 
-        def tick(_state: object) -> None:
-            views.refresh()
-            on_tick(views)
+            def tick(_state: object) -> None:
+                views.refresh()
+                on_tick(views)
 
-        try:
-            controller.run(lambda _state: until(views), tick)
-        except LeaseLost:
-            return False
-        finally:
-            controller.close()
+            try:
+                controller.run(lambda _state: until(views), tick)
+            except LeaseLost:
+                return False
+            finally:
+                controller.close()
         return True

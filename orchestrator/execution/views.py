@@ -1,5 +1,8 @@
 """Reading the journal: the same views for the command line, a browser and a scraper. Nothing here decides or writes."""
 
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.domain.event import Event
@@ -14,6 +17,14 @@ PROGRESS_KEY = "progress"
 """Key under which a run's latest progress stands in the observations table."""
 
 
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """What views and a controller of the same process have in common."""
+
+    state: ClusterState
+    tell: Callable[[Event], None]
+
+
 class Views:
     """The state as the journal tells it, brought up to date by `refresh`."""
 
@@ -22,12 +33,29 @@ class Views:
         self.state: ClusterState = journal.load()
         self.latest: list[Event] = []
         """Events that the last `refresh` brought; none before the first."""
+        self._told: list[Event] = []
+        self._is_shared = False
 
     def refresh(self) -> None:
-        """Fold what has been journaled since the last time."""
-        self.latest = self._journal.events(self.state.seq)
-        for event in self.latest:
-            self.state.apply(event)
+        """Fold what has been journaled since the last time; a controller that shares the state has done so already."""
+        self.latest, self._told = self._told, []
+        if not self._is_shared:
+            new = self._journal.events(self.state.seq)
+            for event in new:
+                self.state.apply(event)
+            self.latest += new
+
+    @contextlib.contextmanager
+    def shared(self) -> Iterator[Sharing]:
+        """For a controller of this process: the state to go on with, and whom to tell of every event; nothing is folded twice."""
+        self._is_shared = True
+        try:
+            yield Sharing(self.state, self._told_of)
+        finally:
+            self._is_shared = False
+
+    def _told_of(self, event: Event) -> None:
+        self._told.append(event)
 
     def lease(self) -> Lease | None:
         """Who decides at the moment."""

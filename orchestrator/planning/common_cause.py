@@ -1,4 +1,4 @@
-"""What failed nodes have in common: before forty nodes are condemned one by one, name the rack, feed, leaf or version they share.
+"""What failed nodes have in common: before forty nodes are condemned one by one, name the rack, leaf, lot or version they share.
 
 The test is the hypergeometric one: of `population` nodes `failed` failed; how probable is it that a group of `size` nodes holds
 this many of them or more by chance? With many groups some look odd by chance, so p is multiplied by their number (Bonferroni).
@@ -18,7 +18,7 @@ LEAST_FAILED = 3
 P_MAX = 0.01
 """Largest corrected p-value that names a group."""
 Group = tuple[str, str]
-"""("rack" | "feed" | "leaf" | "SKU" | "firmware", its name)."""
+"""("rack" | "feed" | "leaf" | "SKU" | "lot" | "firmware", its name)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def judge(members: Mapping[Group, Sequence[str]], failed: Iterable[str], populat
 
 
 def groups_of(site: Site, record: NodeRecord) -> list[Group]:
-    """Everything the node shares with others: its place, its SKU, the firmware versions it runs."""
+    """Everything the node shares with others: its place, its SKU, its delivery lot, the firmware versions it runs."""
     node, rack = site.nodes[record.name], site.rack(record.name)
     firmware = (record.fact(Action.BMC_FIRMWARE) or {}).get("components", ())
     return [
@@ -77,6 +77,7 @@ def groups_of(site: Site, record: NodeRecord) -> list[Group]:
         ("feed", rack.feed),
         ("leaf", rack.leaf),
         ("SKU", node.sku),
+        *((("lot", node.lot),) if node.lot else ()),
         *(("firmware", f"{part['id']} {part['version']}") for part in firmware),
     ]
 

@@ -14,37 +14,44 @@ UNHEALTHY = frozenset({NodeState.QUARANTINED, NodeState.SUSPECT, NodeState.DRAIN
 DISRUPTIVE = frozenset({Action.BMC_POWER, Action.BMC_UPDATE})
 """Actions that take a machine down while they last: power and firmware."""
 Group = tuple[str, str]
-"""What nodes have in common: ("rack" | "feed" | "leaf", its name)."""
+"""What nodes have in common: ("rack" | "feed" | "leaf" | "pair", its name)."""
 
 
 class FleetBook:
     """The open wave, the nodes being worked on, those that failed, those that are down, and the watts reserved.
 
-    Made from all records once per rollout and spec; after that `follow` is told of every record that was replaced.
+    Made from all records once per spec, and turned to another rollout at the cost of that rollout's nodes; after that `follow`
+    is told of every record that was replaced.
     """
 
     def __init__(self, site: Site, rollout: RolloutRecord, nodes: Mapping[str, NodeRecord]) -> None:
+        self.busy: dict[str, None] = {}
+        """Nodes with a journaled intent whose outcome is not journaled, oldest first."""
+        self.unhealthy: dict[str, None] = {}
+        """Nodes of the spec that are out of service for reasons of their own."""
+        self.down_in: Counter[Group] = Counter()
+        """Nodes that a power or firmware step has taken down, per rack, feed, leaf and redundancy pair."""
+        self.power = PowerBook(site)
+        self.site = site
+        self._down: set[str] = set()
+        for record in nodes.values():
+            self._follow_anywhere(record)
+        self.turn_to(rollout, nodes)
+
+    def turn_to(self, rollout: RolloutRecord, nodes: Mapping[str, NodeRecord]) -> None:
+        """Another rollout, or other words about the same one."""
         self.rollout = rollout
         self.wave_of = {name: index for index, wave in enumerate(rollout.waves) for name in wave}
         """Index of the wave each node of the rollout belongs to."""
-        self.busy: dict[str, None] = {}
-        """Nodes with a journaled intent whose outcome is not journaled, oldest first."""
         self.failed: dict[str, None] = {}
         """Nodes of the rollout that are in quarantine, for whatever cause, and that nobody has accepted by `resume`."""
         self.failed_in_wave: Counter[int] = Counter()
         self.in_work: dict[str, None] = {}
         """Nodes of the rollout whose proof has begun and is not at its end."""
-        self.unhealthy: dict[str, None] = {}
-        """Nodes of the spec that are out of service for reasons of their own."""
-        self.down_in: Counter[Group] = Counter()
-        """Nodes that a power or firmware step has taken down, per rack, feed and leaf."""
-        self.power = PowerBook(site)
-        self.site = site
-        self._down: set[str] = set()
         self._moving = [dict.fromkeys(wave) for wave in rollout.waves]
         self._open = 0
-        for record in nodes.values():
-            self.follow(record)
+        for name, wave in self.wave_of.items():
+            self._follow_in_wave(nodes[name], wave)
 
     @property
     def open_wave(self) -> int:
@@ -54,9 +61,10 @@ class FleetBook:
         return self._open
 
     def groups(self, name: str) -> tuple[Group, ...]:
-        """The rack, the feed and the leaf the node stands on."""
-        rack = self.site.rack(name)
-        return ("rack", self.site.nodes[name].rack), ("feed", rack.feed), ("leaf", rack.leaf)
+        """The rack, the feed and the leaf the node stands on, and the redundancy pair it belongs to."""
+        node, rack = self.site.nodes[name], self.site.rack(name)
+        places = (("rack", node.rack), ("feed", rack.feed), ("leaf", rack.leaf))
+        return (*places, ("pair", node.pair)) if node.pair else places
 
     def stands_aside(self, record: NodeRecord) -> str:
         """Why nothing is to be decided about the node as the rollout stands, or an empty string. It is no failure to wait."""
@@ -85,6 +93,12 @@ class FleetBook:
 
     def follow(self, record: NodeRecord) -> None:
         """A record was replaced by this one."""
+        self._follow_anywhere(record)
+        if (wave := self.wave_of.get(record.name)) is not None:
+            self._follow_in_wave(record, wave)
+
+    def _follow_anywhere(self, record: NodeRecord) -> None:
+        """What is reckoned of every node, whether a rollout includes it or not."""
         name = record.name
         _keep(self.busy, name, record.open is not None)
         _keep(self.unhealthy, name, record.state in UNHEALTHY and name in self.site.nodes)
@@ -94,9 +108,10 @@ class FleetBook:
         elif name in self._down:
             self._down.discard(name)
             self.down_in.subtract(self.groups(name))
-        wave = self.wave_of.get(name)
-        if wave is None:
-            return
+
+    def _follow_in_wave(self, record: NodeRecord, wave: int) -> None:
+        """What is reckoned of a node of the rollout."""
+        name = record.name
         self._count_failed(record, wave)
         resting = self.rollout.is_resting(record) or name not in self.site.nodes
         _keep(self.in_work, name, record.state in BRING_UP and not resting and not is_untouched(record))

@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.domain.firmware import ComponentVerdict
 from orchestrator.domain.node import Cause, NodeRecord, NodeState
 from orchestrator.domain.operation import Action, Status
 from orchestrator.domain.plan import Decision, Hold, Move, Rest, Settle, Step
 from orchestrator.domain.spec import Machine, Rollout, Sku
-from orchestrator.planning.firmware import audit
+from orchestrator.planning.firmware import audit, to_update
 from orchestrator.planning.health import judge_probe
 from orchestrator.planning.settle import settle_after
 from orchestrator.planning.site import Site
@@ -266,22 +267,26 @@ def _configured(context: Context) -> Decision:
         return context.step(Action.BMC_FIRMWARE, "compare its firmware with the baseline")
     if update is not None and read_at_s <= updated_at_s:
         return _follow_update(context, update)
-    bad = [verdict for verdict in audit(inventory["components"], baseline) if verdict.verdict != "ok"]
+    bad = [verdict for verdict in audit(inventory["components"], baseline) if not verdict.is_ok]
     if not bad:
         return context.move(NodeState.FIRMWARE_OK, f"{len(baseline)} components read back as approved")
-    worst = next((verdict for verdict in bad if baseline[verdict.name].image), bad[0])
-    said = f"{worst.name} runs {worst.installed or 'nothing readable'}, approved is {worst.wanted}"
-    if not baseline[worst.name].image:
-        return context.quarantine(f"{said}, and the baseline names no image to install")
-    if update is not None and update.get("component") == worst.name:
+    flashed = next((verdict for verdict in bad if update is not None and update.get("component") == verdict.name), None)
+    if update is not None and flashed is not None:
         if not update.get("task"):
             # Nothing tells when it ends: the version is looked at until it is the approved one, or the stage's time is over.
-            return context.look_again(Action.BMC_FIRMWARE, f"an update was accepted and the BMC named no task; {said}")
+            because = f"an update was accepted and the BMC named no task; {_deviation(flashed)}"
+            return context.look_again(Action.BMC_FIRMWARE, because)
         ending = "; ".join((record.fact(Action.BMC_TASK) or {}).get("messages") or ())
-        return context.quarantine(
-            f"the update of {worst.name} ended, but {said}" + (f"; its task said: {ending}" if ending else "")
-        )
-    return _start_update(context, worst.name, said)
+        because = f"the update of {flashed.name} ended, but {_deviation(flashed)}"
+        return context.quarantine(because + (f"; its task said: {ending}" if ending else ""))
+    mendable = to_update(bad)
+    if not mendable:
+        return context.quarantine("; ".join(map(str, bad)))
+    return _start_update(context, mendable[0].name, _deviation(mendable[0]))
+
+
+def _deviation(verdict: ComponentVerdict) -> str:
+    return f"{verdict.name} runs {verdict.installed or 'nothing readable'}, approved is {verdict.wanted}"
 
 
 def _start_update(context: Context, component: str, because: str) -> Decision:

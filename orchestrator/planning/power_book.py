@@ -6,6 +6,7 @@ whatever the node does.
 """
 
 import heapq
+from collections import Counter
 from collections.abc import Mapping
 
 from orchestrator.domain.node import NodeRecord, NodeState
@@ -28,6 +29,8 @@ class PowerBook:
         self._charged: set[str] = set()
         self._inrush_until_s: dict[str, float] = {}
         self._ends: list[tuple[float, str]] = []
+        self._rushing: Counter[Key] = Counter()
+        """Nodes that are powering on, per part and case."""
         for item in site.spec.equipment:
             # Nobody powers it on: it draws from the moment its rack has power.
             self._charged.add(item.name)
@@ -100,7 +103,7 @@ class PowerBook:
             load_w, limit_w = self._used_w.get(key, 0.0) + share * more_w, self._paths.limit_w(key)
             if load_w > limit_w + 1e-6:
                 lost, kind, part = key
-                rushing = sum(1 for other in self._inrush_until_s if key in self._paths.shares(other))
+                rushing = self._rushing[key]
                 because = f", {rushing} nodes are powering on" if rushing else ""
                 without = f" with feed {lost} lost" if lost else ""
                 return f"{kind} {part} would carry {load_w:.0f} W of {limit_w:.0f} W{without}{because}"
@@ -113,6 +116,7 @@ class PowerBook:
         rushing, rushes = name in self._inrush_until_s, until_s > -FOREVER
         if rushes != rushing:
             self._add(name, self._inrush_w(name) if rushes else -self._inrush_w(name))
+            self._rushing.update(dict.fromkeys(self._paths.shares(name), 1 if rushes else -1))
         if rushes:
             self._inrush_until_s[name] = until_s
             if until_s < FOREVER:

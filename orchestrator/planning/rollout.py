@@ -1,6 +1,7 @@
 """How fast a change spreads: waves, the failure budget, power. Pure functions; the controller carries out what they admit."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.domain.node import BRING_UP, NodeRecord
@@ -49,25 +50,30 @@ def why_stop(book: FleetBook, policy: Rollout) -> str:
 
     Failed is whatever ended in quarantine: refused, unreachable, timed out, unknown, another machine, a check.
     """
-    failed = list(book.failed)
-    said = f"{len(failed)} nodes failed ({', '.join(failed[:5])}{', ...' if len(failed) > 5 else ''})"
-    if len(failed) > policy.failure_budget:
-        return f"{said}, the failure budget is {policy.failure_budget}"
+    if len(book.failed) > policy.failure_budget:
+        return f"{_failed(book.failed)}, the failure budget is {policy.failure_budget}"
     if policy.wave_failure_budget is not None:
         for wave, count in sorted(book.failed_in_wave.items()):
             if count > policy.wave_failure_budget:
-                budget = policy.wave_failure_budget
-                return f"{count} nodes of wave {wave + 1} failed, the failure budget of a wave is {budget}; {said}"
+                budget, all_failed = policy.wave_failure_budget, _failed(book.failed)
+                return f"{count} nodes of wave {wave + 1} failed, the failure budget of a wave is {budget}; {all_failed}"
     return ""
+
+
+def _failed(names: Collection[str], said: str = "nodes failed") -> str:
+    """How many, and the first of them by name."""
+    first = ", ".join(itertools.islice(names, 5)) + (", ..." if len(names) > 5 else "")
+    return f"{len(names)} {said} ({first})"
 
 
 def why_stop_again(book: FleetBook, policy: Rollout) -> str:
     """Why not even nodes that a person sent into a stopped rollout may start, or an empty string: too many failed again."""
-    failed = [name for name in book.failed if name in book.rollout.called]
+    called = book.rollout.called
+    failed = [name for name in book.failed if name in called] if called else []
     if len(failed) <= policy.failure_budget:
         return ""
-    names = ", ".join(failed[:5]) + (", ..." if len(failed) > 5 else "")
-    return f"{len(failed)} of the nodes that were sent in again failed again ({names}), the failure budget is {policy.failure_budget}"
+    said = _failed(failed, "of the nodes that were sent in again failed again")
+    return f"{said}, the failure budget is {policy.failure_budget}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +137,10 @@ def _not_its_turn(record: NodeRecord, book: FleetBook, halted: str, policy: Roll
 
 
 def _too_many_down(step: Step, book: FleetBook, policy: Rollout) -> str:
-    """Blast radius: why one more node may not be taken down in its rack, feed or leaf."""
+    """Blast radius: why one more node may not be taken down in its rack, feed, leaf or redundancy pair."""
     if step.action not in DISRUPTIVE or book.is_down(step.node):
         return ""
-    limits = {"rack": policy.down_per_rack, "feed": policy.down_per_feed, "leaf": policy.down_per_leaf}
+    limits = {"rack": policy.down_per_rack, "feed": policy.down_per_feed, "leaf": policy.down_per_leaf, "pair": 1}
     for kind, name in book.groups(step.node):
         limit = limits[kind]
         if limit is not None and book.down_in[kind, name] >= limit:

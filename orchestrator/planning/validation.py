@@ -140,6 +140,17 @@ def _rollout(spec: ClusterSpec) -> Iterator[Finding]:
         yield Finding(("rollout", "canary"), message, f"set canary to {most} or less", rests_on=(("rollout", "max_in_flight"),))
 
 
+def _pairs(spec: ClusterSpec) -> Iterator[Finding]:
+    halves: dict[str, list[tuple[SpecPath, Machine]]] = {}
+    for path, machine in machines(spec):
+        if machine.pair is not None:
+            halves.setdefault(machine.pair, []).append((path, machine))
+    for pair, ((path, machine), *others) in halves.items():
+        if not others:
+            message = f"{machine.name} is the only machine of the redundancy pair {pair}"
+            yield Finding((*path, "pair"), message, "name the same pair at what takes over for it, or leave `pair` out")
+
+
 def _lab(spec: ClusterSpec) -> Iterator[Finding]:
     nodes = {machine.name: machine for machine in spec.managed()}
     known = _Known("nodes", nodes)
@@ -172,5 +183,6 @@ _CHECKS: tuple[Callable[[ClusterSpec], Iterable[Finding]], ...] = (
     _paths,
     _access,
     _rollout,
+    _pairs,
     _lab,
 )

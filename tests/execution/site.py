@@ -11,7 +11,8 @@ from orchestrator.drivers.interfaces import Clock, Hands
 from orchestrator.drivers.yaml_file import load_model
 from orchestrator.execution.controller import Controller, everything_settled
 from orchestrator.execution.journal import Journal
-from orchestrator.lab.simulation import SimulatedHands, SimulatedSite, VirtualClock
+from orchestrator.lab.simulated_hands import SimulatedHands, VirtualClock
+from orchestrator.lab.simulation import SimulatedSite
 
 SPECS = Path(__file__).parents[2] / "cluster_specs"
 

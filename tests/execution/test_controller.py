@@ -9,7 +9,7 @@ from orchestrator.domain.event import Event
 from orchestrator.domain.node import NodeState
 from orchestrator.domain.operation import MUTATING, Action, Operation
 from orchestrator.execution.journal import LeaseLost
-from orchestrator.lab.simulation import SimulatedHands
+from orchestrator.lab.simulated_hands import SimulatedHands
 from tests.execution.site import Rehearsal, a_controller, apply_request, lab_4
 
 READY, QUARANTINED = NodeState.READY, NodeState.QUARANTINED

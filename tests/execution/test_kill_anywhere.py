@@ -17,7 +17,8 @@ from orchestrator.domain.operation import Action, Operation, Outcome
 from orchestrator.domain.spec import ClusterSpec
 from orchestrator.execution.controller import everything_settled
 from orchestrator.execution.journal import Journal
-from orchestrator.lab.simulation import SimulatedHands, SimulatedSite, VirtualClock
+from orchestrator.lab.simulated_hands import SimulatedHands, VirtualClock
+from orchestrator.lab.simulation import SimulatedSite
 from tests.execution.site import a_controller, apply_request, lab_4
 
 

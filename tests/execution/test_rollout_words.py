@@ -9,7 +9,7 @@ from orchestrator.domain.operation import MUTATING, Action
 from orchestrator.domain.spec import ClusterSpec
 from orchestrator.domain.state import ClusterState
 from orchestrator.execution.controller import Controller, everything_settled
-from orchestrator.lab.simulation import SimulatedHands
+from orchestrator.lab.simulated_hands import SimulatedHands
 from tests.execution.site import Rehearsal, a_controller, apply_request, lab_4
 
 READY, QUARANTINED, ENROLLED, RETIRED = NodeState.READY, NodeState.QUARANTINED, NodeState.ENROLLED, NodeState.RETIRED

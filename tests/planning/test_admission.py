@@ -16,7 +16,8 @@ from orchestrator.domain.plan import Step
 from orchestrator.domain.rollout import RolloutRecord
 from orchestrator.domain.spec import ClusterSpec
 from orchestrator.execution.controller import everything_settled
-from orchestrator.lab.simulation import SimulatedHands, SimulatedSite
+from orchestrator.lab.simulated_hands import SimulatedHands
+from orchestrator.lab.simulation import SimulatedSite
 from orchestrator.planning.fleet_book import FleetBook
 from orchestrator.planning.power_book import PowerBook
 from orchestrator.planning.rollout import admit, why_stop
@@ -262,3 +263,41 @@ def test_power_on_leaves_room_for_the_loss_of_a_feed_where_machines_must_survive
     went, refused = admit(steps, rollout, nodes, Site.of(spec))
     assert len(went) == admitted
     assert ("with feed" in refused[0].because) is (on_feed_loss == "survive")
+
+
+def test_one_half_of_a_redundancy_pair_goes_down_at_a_time(tmp_path: Path) -> None:
+    spec = a_fleet(racks=2, per_rack=2, canary=4)
+    halves = ("r01-n1", "r02-n1")
+    nodes = tuple(node.model_copy(update={"pair": "heads" if node.name in halves else None}) for node in spec.nodes)
+    site = Watched(tmp_path, spec.model_copy(update={"nodes": nodes}))
+    together, others = 0, 0
+    for _ in site.watch():
+        down = {name for name, machine in site.site.nodes.items() if machine.boot and not machine.is_up}
+        together = max(together, len(down & set(halves)))
+        others = max(others, len(down))
+    assert {record.state for record in site.state.nodes.values()} == {READY}
+    assert together == 1 and others == 3, "the halves one after the other, the others beside them"
+
+
+def test_what_waits_for_the_other_half_says_so() -> None:
+    spec = a_fleet(racks=1, per_rack=2)
+    spec = spec.model_copy(update={"nodes": tuple(node.model_copy(update={"pair": "heads"}) for node in spec.nodes)})
+    nodes = {node.name: NodeRecord(node.name, NodeState.CREDENTIALED) for node in spec.nodes}
+    rollout = RolloutRecord(1, (tuple(nodes),), finished=False)
+    steps = [Step(name, Action.BMC_POWER, "", {"reset": "On"}) for name in nodes]
+    admitted, (refused,) = admit(steps, rollout, nodes, Site.of(spec))
+    assert [step.node for step in admitted] == ["r01-n1"]
+    assert refused.because == "1 nodes of pair heads are down for power or firmware, the limit is 1"
+
+
+@pytest.mark.parametrize("action", [Action.BMC_UPDATE, Action.NODE_COMPUTE])
+@pytest.mark.parametrize(("feed_nodes", "goes"), [(2.5, False), (3.0, True)])
+def test_firmware_and_burn_in_are_admitted_against_the_loss_of_a_feed(action: Action, feed_nodes: float, goes: bool) -> None:
+    """Three machines are on, found so or switched on by hand; one feed alone must carry them when the other is lost."""
+    spec = dual_fed(feed_nodes, "survive", count=3)
+    on = {"pins": {"bmc_certificate_sha256": "x"}, "state": NodeState.CONFIGURED}
+    nodes = {node.name: NodeRecord(node.name, **on) for node in spec.nodes}  # type: ignore[arg-type]
+    rollout = RolloutRecord(1, (tuple(nodes),), finished=False)
+    admitted, refused = admit([Step("r01-n1", action, "")], rollout, nodes, Site.of(spec))
+    assert bool(admitted) is goes
+    assert goes or "feed B would carry 7800 W of 6500 W with feed A lost" in refused[0].because

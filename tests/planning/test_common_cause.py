@@ -5,11 +5,11 @@ from math import comb, isclose
 import pytest
 
 from orchestrator.domain.event import Event
-from orchestrator.domain.node import Cause, NodeRecord, NodeState
-from orchestrator.domain.operation import Status
+from orchestrator.domain.node import Cause, Fact, NodeRecord, NodeState
+from orchestrator.domain.operation import Action, Status
 from orchestrator.domain.rollout import RolloutRecord
 from orchestrator.domain.spec import ClusterSpec
-from orchestrator.planning.common_cause import common_causes, judge, spare_the_silent
+from orchestrator.planning.common_cause import common_causes, groups_of, judge, spare_the_silent
 from orchestrator.planning.site import Site
 from tests.planning.fleet import a_fleet
 
@@ -81,3 +81,18 @@ def test_a_failed_check_in_a_silent_rack_is_still_a_failed_check(fleet: ClusterS
     event = Event("node.moved", "r03-n1", {"from": "firmware_ok", "to": "quarantined", "cause": str(Cause.CHECK), "because": ""})
     nodes = records(fleet, set()) | {f"r03-n{i}": silent(f"r03-n{i}") for i in range(1, 9)}
     assert spare_the_silent([event], Site.of(fleet), rollout_of(fleet), nodes) == [event]
+
+
+def test_all_six_groupings_are_looked_at_each_with_its_own_p_value(fleet: ClusterSpec) -> None:
+    """One group of each kind holds all failures, spread evenly over the groups of every other kind."""
+    index = {node.name: number for number, node in enumerate(fleet.nodes)}
+    lots = {name: f"pallet-{number % 10}" for name, number in index.items()}
+    nodes = tuple(node.model_copy(update={"lot": lots[node.name]}) for node in fleet.nodes)
+    spec = fleet.model_copy(update={"nodes": nodes})
+    failed = {name for name, lot in lots.items() if lot == "pallet-3"}
+    causes = common_causes(Site.of(spec), rollout_of(spec), records(spec, failed))
+    assert [(cause.kind, cause.name, cause.failed) for cause in causes] == [("lot", "pallet-3", 8)]
+    parts = {"components": [{"id": "BIOS", "version": "2.7"}]}
+    record = NodeRecord("r01-n1", facts={Action.BMC_FIRMWARE: Fact(1.0, parts)})
+    kinds = [kind for kind, _ in groups_of(Site.of(spec), record)]
+    assert kinds == ["rack", "feed", "leaf", "SKU", "lot", "firmware"]

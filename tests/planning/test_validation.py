@@ -143,3 +143,12 @@ def test_an_address_given_twice_is_found_however_it_is_dressed() -> None:
 )
 def test_kilowatts_show_at_least_one_decimal_and_lose_no_watt(watts: float, text: str) -> None:
     assert kilowatts(watts) == text
+
+
+def test_a_redundancy_pair_of_one_node_is_no_pair() -> None:
+    first, second, *rest = LAB_4.nodes
+    alone = (first.model_copy(update={"pair": "heads"}), second, *rest)
+    (finding,) = check_spec(LAB_4.model_copy(update={"nodes": alone}))
+    assert finding.path == ("nodes", 0, "pair") and "r01-n1 is the only machine of the redundancy pair heads" in finding.message
+    both = (alone[0], second.model_copy(update={"pair": "heads"}), *rest)
+    assert check_spec(LAB_4.model_copy(update={"nodes": both})) == []

@@ -17,10 +17,11 @@ from orchestrator.domain.health import sound_probe
 from orchestrator.domain.node import BRING_UP, NodeState
 from orchestrator.domain.rehearsal import FaultProfile
 from orchestrator.domain.spec import ClusterSpec
-from orchestrator.execution.controller import SNAPSHOT_EVERY
+from orchestrator.execution.controller import SNAPSHOT_EVERY, Controller, everything_settled
 from orchestrator.execution.journal import Journal
 from orchestrator.execution.rehearsal import Rehearsed, rehearse
-from orchestrator.lab.simulation import SimulatedHands, SimulatedSite, VirtualClock
+from orchestrator.lab.simulated_hands import SimulatedHands, VirtualClock
+from orchestrator.lab.simulation import SimulatedSite
 from orchestrator.planning.preview import preview
 from orchestrator.planning.site import Site
 from tests.execution.site import apply_request, lab_4
@@ -28,6 +29,8 @@ from tests.simulation.fleet import a_fleet
 
 FLEET = 12_500
 EVENTS = 1_000_000
+CHANGING = 10
+"""Nodes that change in a settled fleet, when the cost of a tick is measured."""
 GROUP = 1000
 """Events in one commit of the group-commit measurement: what a busy tick of a large fleet writes."""
 
@@ -95,6 +98,53 @@ def rehearsals(report: Report) -> None:
     report.line("memory, peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "GiB", 1.5)
 
 
+def settled(nodes: int, home: Path) -> tuple[VirtualClock, Controller]:
+    """A fleet in service, and a controller that has nothing to do. The journal says that every node is ready."""
+    spec = a_large_fleet(nodes)
+    site = SimulatedSite(spec, 1, profile=FaultProfile())
+    clock, writer = VirtualClock(site, 1.0), Journal(f"sqlite:///{home}/state.db")
+    writer.request(apply_request(spec))
+    ready = {"from": NodeState.ENROLLED, "to": NodeState.READY, "because": "a benchmark says so"}
+    epoch = writer.take_lease("bench:1:1:a", clock.now_s())
+    controller = Controller(writer, SimulatedHands(site), clock, epoch, home)
+    controller.answer()
+    writer.commit([Event("node.moved", node.name, ready) for node in spec.nodes], epoch, clock.now_s())
+    controller.run(everything_settled)
+    return clock, controller
+
+
+def ticks(nodes: int, rounds: int = 3) -> tuple[float, int]:
+    """(µs of CPU per tick, ticks) while ten nodes of a settled fleet are drained, prove themselves again and come back."""
+    with tempfile.TemporaryDirectory() as folder:
+        clock, controller = settled(nodes, Path(folder))
+        names = sorted(controller.state.nodes)[:: nodes // CHANGING][:CHANGING]
+        spent_s, count = 0.0, 0
+        for _ in range(rounds):
+            for kind in ("request.drain", "request.requalify"):
+                data = {"by": "bench", "host": "here", "reason": "measured", "nodes": names}
+                controller.journal.request(Event(kind, "cluster", data))
+            is_over = False
+            while not is_over:
+                began_s = time.process_time()
+                moved = controller.tick()
+                spent_s, count = spent_s + time.process_time() - began_s, count + 1
+                is_over = everything_settled(controller.state)
+                if not moved:
+                    clock.wait_s(controller._idle_s())
+        assert {record.state for record in controller.state.nodes.values()} == {NodeState.READY}
+        controller.close()
+        return 1e6 * spent_s / count, count
+
+
+def cost_of_ticks(report: Report) -> None:
+    """What a tick costs when the same ten nodes change, in fleets of any size."""
+    per_tick_us = {}
+    for nodes in (1000, 4000, FLEET):
+        per_tick_us[nodes], count = ticks(nodes)
+        print(f"  {nodes:,} nodes, {CHANGING} of them change: {count} ticks, {per_tick_us[nodes]:.0f} µs of CPU each", flush=True)
+    report.line("cost per tick at 12,500 nodes over that at 1,000", per_tick_us[FLEET] / per_tick_us[1000], "×", 2.0)
+
+
 def a_history(nodes: int, events: int) -> Iterator[Event]:
     """Events as bring-ups write them: intents, outcomes, moves; a probe of eight GPUs for one in forty."""
     probe = sound_probe("NVIDIA H100 80GB HBM3", 8)
@@ -159,6 +209,7 @@ def main() -> int:
     print(json.dumps({"python": sys.version.split()[0], "platform": sys.platform}))
     plan(report)
     rehearsals(report)
+    cost_of_ticks(report)
     journal(report)
     return 1 if report.missed else 0
 
