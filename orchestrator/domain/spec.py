@@ -179,14 +179,14 @@ class Equipment(Strict):
     """This BMC's certificate cannot be checked. Shown loudly wherever it matters."""
     cords: Cords = ()
     """Which of its rack's `pdus` each supply is plugged into, where it differs from its SKU."""
-
-
-Machine = Node | Equipment
-"""Whatever stands in a rack and has a serial number."""
     pair: Name | None = None
     """The redundancy pair it belongs to: of the machines that name the same one, power and firmware take one down at a time."""
     lot: Lot = ""
     """The lot it was delivered in, as the delivery note says; failures that gather in one lot are named."""
+
+
+Machine = Node | Equipment
+"""Whatever stands in a rack and has a serial number."""
 
 
 class Subnets(Strict):
