@@ -21,7 +21,8 @@ from typing import Any
 
 from model.background import BackgroundFile
 from model.contract import FileRecord, Manifest, RunSpec, write_manifest
-from model.engine import Engine, from_every_rank, from_rank_zero, wait_for_every_rank
+from model.engine import Engine
+from model.engine_ranks import from_every_rank, from_rank_zero, wait_for_every_rank
 from model.manifest import describe_file, files_in, step_folder_name, step_folders, sync_directory, sync_file
 from model.resumption import CheckpointError, Resumption, choose_resumption, manifest_for
 from model.state import STATE_NAME, Fragment, state_text, tensor_name

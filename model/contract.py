@@ -15,7 +15,7 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,7 +30,7 @@ from model.manifest import (
     write_manifest,
 )
 from model.run_rules import nearest_multiples, problems_of
-from model.shape import TransformerShape
+from model.shape import Activation, Family, Norm, NormPlace, Position, TransformerShape, shape_of_family
 from model.strict_json import build, parse_object
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "ProgressLine",
     "RunSpec",
     "SkippedCheckpoint",
+    "model_of_shape",
     "newest_complete",
     "problems_of",
     "read_progress",
@@ -84,7 +85,7 @@ class ContractError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """A GPT-family decoder; the counts are in `shape`."""
+    """A decoder-only Transformer: numbers, a family, and options; the counts are in `shape`."""
 
     layers: int
     d_model: int
@@ -93,20 +94,44 @@ class ModelSpec:
     vocabulary: int
     """Tokens of the byte-level BPE; 256 bytes and one end-of-text token are the least."""
     positions: int
-    tied: bool = True
+    kv_heads: int = 0
+    """Key/value heads of grouped-query attention; 0: as many as `heads`."""
+    family: str = "gpt"
+    """`gpt`, `llama` or `vaswani`: what the options below are where they are null (`shape.FAMILY_OPTIONS`)."""
+    tied: bool | None = None
+    """One matrix for embedding and head."""
+    norm: str | None = None
+    """`layer` or `rms`."""
+    norm_place: str | None = None
+    """`pre` or `post`."""
+    position: str | None = None
+    """`learned`, `sinusoidal` or `rotary`."""
+    activation: str | None = None
+    """`relu`, `gelu` or `swiglu`."""
+    biases: bool | None = None
+    scaled_embedding: bool | None = None
+    rotary_base: float | None = None
+    norm_eps: float | None = None
     dropout: float = 0.0
+    """On sub-layer outputs and embeddings."""
+    label_smoothing: float = 0.0
+    """Share of the target spread over the whole vocabulary while training; held-out losses are without it."""
 
     def shape(self) -> TransformerShape:
-        """The same numbers as `model.shape` counts them."""
-        return TransformerShape(
-            layers=self.layers,
-            d_model=self.d_model,
-            heads=self.heads,
-            d_ff=self.d_ff,
-            vocabulary=self.vocabulary,
-            positions=self.positions,
-            tied=self.tied,
-        )
+        """The same numbers as `model.shape` counts them.  Raises ValueError where they do not fit together."""
+        numbers = ("layers", "d_model", "heads", "d_ff", "vocabulary", "positions", "kv_heads")
+        enums = {"norm": Norm, "norm_place": NormPlace, "position": Position, "activation": Activation}
+        plain = ("tied", "biases", "scaled_embedding", "rotary_base", "norm_eps")
+        options = {name: getattr(self, name) for name in plain}
+        options |= {name: kind(getattr(self, name)) for name, kind in enums.items() if getattr(self, name) is not None}
+        return shape_of_family(Family(self.family), {name: getattr(self, name) for name in numbers}, options)
+
+
+def model_of_shape(shape: TransformerShape) -> ModelSpec:
+    """The model section that builds `shape`, such as one of `model.shape.PRESETS`."""
+    values: dict[str, Any] = {field.name: getattr(shape, field.name) for field in dataclasses.fields(shape)}
+    plain: dict[str, Any] = {name: str(value) if isinstance(value, StrEnum) else value for name, value in values.items()}
+    return ModelSpec(**plain)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,11 +148,17 @@ class DataSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayoutSpec:
-    """Degrees of parallelism; their product is the number of ranks. Ranks run pipeline-major, data-minor."""
+    """Degrees of parallelism; their product is the number of ranks.
+
+    The tensor ranks of a layer are neighbours, then come replicas, then stages: rank = (stage·data + replica)·tensor + part.
+    """
 
     pipeline: int = 1
+    """Stages that the layers are cut into."""
     tensor: int = 1
+    """Ranks that share each layer."""
     data: int = 1
+    """Replicas that each see their share of the batch."""
     zero: int = 1
     """ZeRO stage, 0 to 3; with a pipeline, 1."""
 
@@ -148,9 +179,12 @@ class BatchSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerSpec:
-    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101); weight decay on matrices only."""
+    """Adam (Kingma & Ba 2015) or AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101); weight decay on matrices only."""
 
     lr: float
+    """The highest rate; under `noam` a factor of the paper's formula, 1 being the paper's."""
+    kind: str = "adamw"
+    """`adamw`, or `adam`, whose weight decay is part of the gradient."""
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.1
@@ -158,15 +192,26 @@ class OptimizerSpec:
     """Largest norm of the whole gradient; 0 does not clip."""
     warmup_steps: int = 0
     schedule: str = "cosine"
-    """After warm-up: `cosine` or `linear` to a tenth of `lr`, or `constant`."""
+    """After warm-up: `cosine` or `linear` to `final_share` of `lr`, `constant`, or `noam`: falling as 1/√step."""
+    final_share: float = 0.1
+    """Share of `lr` that `cosine` and `linear` end at."""
+    fused: bool = False
+    """DeepSpeed's fused Adam in place of torch's: needs a GPU, and is compiled on first use."""
+    offload: bool = False
+    """Optimizer state and its update in the host's memory (ZeRO-Offload, Ren et al. 2021); needs ZeRO 1, 2 or 3."""
 
-    def lr_at(self, step: int, steps: int) -> float:
-        """The rate of step 1 … `steps`: linear warm-up, then the schedule.  A function of the step alone."""
+    def lr_at(self, step: int, steps: int, d_model: int) -> float:
+        """The rate of step 1 … `steps`: linear warm-up, then the schedule.  A function of the step alone.
+
+        `noam` is d_model^-0.5 · min(step^-0.5, step · warmup^-1.5) (Vaswani et al. 2017, equation 3), times `lr`.
+        """
+        if self.schedule == "noam":
+            return self.lr * d_model**-0.5 * min(step**-0.5, step * self.warmup_steps**-1.5)
         if step <= self.warmup_steps:
             return self.lr * step / self.warmup_steps
         gone = (step - self.warmup_steps) / max(1, steps - self.warmup_steps)
         shape = {"cosine": 0.5 * (1 + math.cos(math.pi * gone)), "linear": 1 - gone, "constant": 1.0}[self.schedule]
-        return self.lr * (0.1 + 0.9 * shape)
+        return self.lr * (self.final_share + (1 - self.final_share) * shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,7 +265,10 @@ class RunSpec:
     resume: bool = False
     """Continue from the newest complete checkpoint if there is one."""
     precision: str = "fp32"
-    """`fp32`, or `bf16` weights and gradients with an fp32 copy in the optimizer."""
+    """`fp32`; or `bf16` or `fp16` weights and gradients with an fp32 copy in the optimizer.  fp16 scales the loss, skips
+    steps that overflow, and needs a GPU."""
+    activation_checkpointing: str = "none"
+    """`none`; `selective`: norms, activations and masks are worked out again in the backward pass; `full`: whole layers."""
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -249,6 +297,10 @@ class RunSpec:
                 else f"start {layout.ranks} ranks, or {nearest_multiples(world_size, group)} with another layout.data"
             )
             raise ContractError((f"layout: {product} ranks, but {world_size} were started; {way_out}",))
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of step 1 … `steps`."""
+        return self.optimizer.lr_at(step, self.steps, self.model.d_model)
 
     @property
     def micro_batches(self) -> int:

@@ -1,49 +1,41 @@
 """DeepSpeed behind three verbs: train a step, evaluate, and tell or take its state (`model/engine_state.py`).
 
-Two engines, one behaviour: `FlatEngine` runs the whole model on every rank under ZeRO 0-3, `StagedEngine` runs
-DeepSpeed's PipelineModule, stages x replicas under ZeRO-1.  Both return the loss of the global batch and the norm of
-the whole gradient, the same numbers on every rank.
+Two engines, one behaviour: `FlatEngine` runs all layers on every rank under ZeRO 0-3, `StagedEngine` runs DeepSpeed's
+PipelineModule under ZeRO-1; both on stages x replicas x tensor ranks.  Both return the loss of the global batch and the
+norm of the whole gradient, the same numbers on every rank.
 """
 
 from __future__ import annotations
 
-import importlib
-import logging
 import math
-import os
 import resource
 import time
-import warnings
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-# Before deepspeed is imported: it chooses its accelerator then, and without a GPU would look for one.
-import torch
+# First of all that imports deepspeed: it settles which accelerator that takes.
+from model.engine_ranks import Grid, grid_of
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-
+# isort: split
 import deepspeed
+import torch
 import torch.distributed as dist
 from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
-from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
-from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor, nn
 
 from model.contract import RunSpec
 from model.data import Batch
+from model.dropout import DropoutClock, Moment
+from model.engine_config import deepspeed_config, parameter_groups, recipe_of
 from model.engine_state import EngineState, Place
 from model.engine_update import Losses, UpdateGate
 from model.guard import Guard, Verdict
 from model.peak import peak_tflops
 from model.state import StateReader
-from model.transformer import Block, LayerPlan, Transformer, cross_entropy, layer_plans
+from model.transformer import Block, LayerPlan, Recipe, Transformer, layer_plans, next_token_loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,88 +53,22 @@ class StepResult:
     """Clipping and norm belong to the pass before under ZeRO, the update and the gathering of weights to this."""
 
 
-def join_ranks(timeout_s: float) -> None:
-    """Meets the other ranks (gloo without a GPU, nccl with one); the environment says who and where.
-
-    Raises torch.distributed's errors where the ranks do not meet within `timeout_s`, which also bounds every later
-    collective.
-    """
-    deepspeed_logger.setLevel(logging.WARNING)
-    # DeepSpeed 0.19 calls collectives by names that torch 2.13 wants to rename; nobody who runs this can act on it.
-    warnings.filterwarnings("ignore", message=r"`torch\.distributed\..*deprecated", category=FutureWarning)
-    # DeepSpeed would compile a shared-memory all-reduce with the system's C++ compiler into every HOME, a minute or
-    # more the first time; gloo does the same work, and no switch turns the compiling off.
-    # By name, because the attribute `deepspeed.comm.torch` is torch itself, not this module.
-    importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # type: ignore[attr-defined]
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    deepspeed.init_distributed(
-        dist_backend="nccl" if torch.cuda.is_available() else "gloo",
-        auto_mpi_discovery=False,
-        verbose=False,
-        timeout=timedelta(seconds=timeout_s),
-    )
-
-
-class PeerLost(Exception):
-    """Another rank ended or cannot be reached; that rank's own log says why."""
-
-
-@contextmanager
-def as_peer_lost() -> Iterator[None]:
-    """Turns the backends' many ways of saying that a peer is gone into PeerLost."""
-    try:
-        yield
-    except dist.DistError as error:
-        raise PeerLost(f"the other ranks cannot be reached: {error}") from error
-    except RuntimeError as error:
-        # gloo has no error type of its own, but begins its messages with its source file.
-        if "gloo" not in str(error):
-            raise
-        raise PeerLost(f"another rank went away: {error}") from error
-
-
-def leave_ranks() -> None:
-    """Ends the process group; the other ranks may still be working."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-def wait_for_every_rank() -> None:
-    """Returns once all ranks have come here."""
-    dist.barrier()
-
-
-def from_rank_zero(value: Any) -> Any:
-    """Rank 0's value on every rank.  Collective; for small things only, they are pickled."""
-    box = [value]
-    dist.broadcast_object_list(box, src=0, device=_device())
-    return box[0]
-
-
-def from_every_rank(value: Any) -> list[Any]:
-    """The ranks' values in rank order, on every rank.  Collective; for small things only, they are pickled."""
-    values = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
-
-
-def _device() -> torch.device:
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-
-
 def build_engine(spec: RunSpec) -> Engine:
     """The engine for the run's layout; `join_ranks` comes first.  Collective: every rank calls it."""
-    return StagedEngine(spec) if spec.layout.pipeline > 1 else FlatEngine(spec)
+    grid = grid_of(spec.layout)
+    return StagedEngine(spec, grid) if spec.layout.pipeline > 1 else FlatEngine(spec, grid)
 
 
 class Engine(ABC):
     """What the training loop sees."""
 
-    def __init__(self, spec: RunSpec, module: nn.Module) -> None:
-        self._spec = spec
+    def __init__(self, spec: RunSpec, grid: Grid, recipe: Recipe, module: nn.Module) -> None:
+        self._spec, self._grid, self._clock = spec, grid, recipe.clock
         self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(
-            model=module, model_parameters=_parameter_groups(module, spec), config=_deepspeed_config(spec)
+            model=module,
+            model_parameters=parameter_groups(module, spec),
+            config=deepspeed_config(spec),
+            mpu=grid.process_groups,
         )
         self._device = self._deepspeed.device
         self._gate = UpdateGate(self._deepspeed.basic_optimizer, self._judge)
@@ -152,12 +78,12 @@ class Engine(ABC):
         self._seen = (math.nan, math.nan)
 
     @property
-    @abstractmethod
     def replica(self) -> int:
         """Which data-parallel replica this rank is part of: it decides which micro-batches it gets."""
+        return self._grid.replica
 
     @abstractmethod
-    def _run(self, batches: list[Batch]) -> None:
+    def _run(self, batches: list[Batch], moments: list[Moment]) -> None:
         """Forward, backward and update over this replica's micro-batches, adding each one's loss to `_losses`."""
 
     @abstractmethod
@@ -169,15 +95,15 @@ class Engine(ABC):
 
         Just before the update `guard` is asked about loss and gradient norm; what it does not let pass is not applied.
         """
-        # Rate and randomness are functions of the step, so they need no state of their own in a checkpoint.
+        # Rate and dropout are functions of the step, so they need no state of their own in a checkpoint.
         for group in self._optimizer.param_groups:
-            group["lr"] = self._spec.optimizer.lr_at(step, self._spec.steps)
-        _seed_dropout(self._spec.seed, step, dist.get_rank())
+            group["lr"] = self._spec.lr_at(step)
+        moments = [Moment(step, index * self._spec.layout.data + self.replica) for index in range(len(batches))]
         self._guard, self._judged = guard, False
         self._losses.clear()
         begun_s = time.monotonic()
         self._gate.open(self._grad_norm)
-        self._run(batches)
+        self._run(batches, moments)
         ended_s = time.monotonic()
         if not self._judged:
             # DeepSpeed itself found a norm that is no number and dropped the gradients.
@@ -202,7 +128,8 @@ class Engine(ABC):
     @property
     def state(self) -> EngineState:
         """The training state, for checkpoints."""
-        return EngineState(self._deepspeed, Place(self.replica, self._spec.layout.data))
+        tensor = self._grid.tensor_group
+        return EngineState(self._deepspeed, Place(self.replica, self._spec.layout.data, tensor.rank, tensor.size))
 
     def any_rank(self, flag: bool) -> bool:
         """True on every rank if `flag` is true on one.  Collective."""
@@ -240,39 +167,37 @@ class Engine(ABC):
 
 
 class FlatEngine(Engine):
-    """The whole model on every rank; ZeRO 0-3 over all ranks."""
+    """All layers on every rank; ZeRO 0-3 over the replicas."""
 
-    def __init__(self, spec: RunSpec) -> None:
-        plans = layer_plans(spec.model.shape(), dropout=spec.model.dropout, seed=spec.seed)
-        super().__init__(spec, Transformer(plans))
+    def __init__(self, spec: RunSpec, grid: Grid) -> None:
+        recipe = recipe_of(spec, grid.tensor_group)
+        super().__init__(spec, grid, recipe, Transformer(recipe))
 
-    @property
-    def replica(self) -> int:
-        return dist.get_rank()
-
-    def _run(self, batches: list[Batch]) -> None:
+    def _run(self, batches: list[Batch], moments: list[Moment]) -> None:
         self._deepspeed.train()
-        for batch in batches[:-1]:
-            self._accumulate(batch)
+        for batch, self._clock.now in zip(batches, moments, strict=True):
+            loss = self._deepspeed(*self._tensors(batch))
+            self._deepspeed.backward(loss)
+            self._losses.add(loss)
+            if batch is batches[-1] and self._spec.layout.zero == 0:
+                self._whole_norm = float(self._gradient_norm())
             self._deepspeed.step()
-        self._accumulate(batches[-1])
-        if self._spec.layout.zero == 0:
-            self._whole_norm = float(self._gradient_norm())
-        self._deepspeed.step()
-
-    def _accumulate(self, batch: Batch) -> None:
-        loss = self._deepspeed(*self._tensors(batch))
-        self._deepspeed.backward(loss)
-        self._losses.add(loss)
 
     def _grad_norm(self) -> float:
         return self._whole_norm if self._spec.layout.zero == 0 else super()._grad_norm()
 
     def _gradient_norm(self) -> Tensor:
-        # DeepSpeed reports no norm under ZeRO-0; after the last backward the gradients are averaged over the ranks.
+        # DeepSpeed reports no norm under ZeRO-0; after the last backward the gradients are averaged over the replicas.
         # In double, as DeepSpeed does it: torch's fp32 norm of a large tensor on a CPU is off by 1e-5.
-        gradients = [p.grad for p in self._deepspeed.module.parameters() if p.grad is not None]
-        return torch.stack([gradient.double().norm() for gradient in gradients]).norm()
+        group = self._grid.tensor_group
+        square = torch.zeros((), dtype=torch.float64, device=self._device)
+        for parameter in self._deepspeed.module.parameters():
+            is_shard = getattr(parameter, "tensor_model_parallel", False)
+            if parameter.grad is not None and (is_shard or group.rank == 0):
+                square += parameter.grad.double().norm() ** 2
+        if group.size > 1:
+            dist.all_reduce(square, group=group.group)
+        return square.sqrt()
 
     def evaluate(self, batches: list[Batch]) -> float:
         self._deepspeed.eval()
@@ -284,36 +209,34 @@ class FlatEngine(Engine):
 
 
 class StagedEngine(Engine):
-    """Pipeline stages x data-parallel replicas; rank = stage · replicas + replica."""
+    """Pipeline stages x replicas x tensor ranks, by DeepSpeed's pipeline engine."""
 
-    def __init__(self, spec: RunSpec) -> None:
-        layout = spec.layout
-        # The tensor axis is 1 here; it stands in the topology so that ranks keep their order when it grows.
-        topology = PipeModelDataParallelTopology(num_pp=layout.pipeline, num_mp=layout.tensor, num_dp=layout.data)
-        self._replica = int(topology.get_coord(dist.get_rank()).data)
-        plans = layer_plans(spec.model.shape(), dropout=spec.model.dropout, seed=spec.seed)
-        module = PipelineModule(
-            [_pipeline_spec(plan) for plan in plans],
-            topology=topology,
+    def __init__(self, spec: RunSpec, grid: Grid) -> None:
+        recipe = recipe_of(spec, grid.tensor_group)
+        self._loss = next_token_loss(recipe)
+        self._stages = _Stages(
+            [_pipeline_spec(plan) for plan in layer_plans(recipe)],
+            topology=grid.topology,
             loss_fn=self._counted_loss,
             # Blocks spread evenly, so that no stage is without one, whatever the vocabulary's size.
             partition_method=f"type:{Block.__name__}",
         )
-        super().__init__(spec, module)
+        self._stages.clock = recipe.clock
+        super().__init__(spec, grid, recipe, self._stages)
 
-    @property
-    def replica(self) -> int:
-        return self._replica
-
-    def _counted_loss(self, logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-        loss = cross_entropy(logits_BTV, targets_BT)
+    def _counted_loss(self, logits_BTW: Tensor, targets_BT: Tensor) -> Tensor:
+        loss = self._loss(logits_BTW, targets_BT)
         self._losses.add(loss)
         return loss
 
-    def _run(self, batches: list[Batch]) -> None:
+    def _run(self, batches: list[Batch], moments: list[Moment]) -> None:
+        self._loss.train()
+        self._stages.coming = iter(moments)
         self._deepspeed.train_batch(data_iter=self._iterate(batches))
 
     def evaluate(self, batches: list[Batch]) -> float:
+        self._loss.eval()
+        self._stages.coming = None
         self._losses.clear()
         self._deepspeed.eval_batch(data_iter=self._iterate(batches), num_micro_batches=len(batches))
         return self._losses.mean()
@@ -323,43 +246,20 @@ class StagedEngine(Engine):
         return (self._tensors(batch) for batch in batches)
 
 
+class _Stages(PipelineModule):
+    """This rank's stage, which tells the dropout clock whose turn it is: micro-batches pass every stage in order."""
+
+    clock: DropoutClock
+    coming: Iterator[Moment] | None = None
+    """Of the micro-batches still to pass; None in an evaluation."""
+
+    def forward(self, inputs: Any) -> Any:
+        if self.coming is not None:
+            self.clock.now = next(self.coming)
+        return super().forward(inputs)
+
+
 def _pipeline_spec(plan: LayerPlan) -> LayerSpec:
-    if plan.tied_key is None:
-        return LayerSpec(plan.module, *plan.arguments)
-    return TiedLayerSpec(plan.tied_key, plan.module, *plan.arguments, forward_fn=plan.call, tied_weight_attr="weight")
-
-
-def _parameter_groups(module: nn.Module, spec: RunSpec) -> list[dict[str, Any]]:
-    """Weight decay on matrices; none on biases and norms, which have one dimension."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": spec.optimizer.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
-
-
-def _deepspeed_config(spec: RunSpec) -> dict[str, Any]:
-    """DeepSpeed's configuration for the run (deepspeed.ai/docs/config-json)."""
-    optimizer = spec.optimizer
-    parameters = {"lr": optimizer.lr, "betas": list(optimizer.betas), "eps": optimizer.eps}
-    return {
-        "train_batch_size": spec.batch.global_sequences,
-        "train_micro_batch_size_per_gpu": spec.batch.micro_sequences,
-        "gradient_accumulation_steps": spec.micro_batches,
-        # torch_adam: the other Adams of DeepSpeed compile C++ or CUDA on first use.
-        "optimizer": {"type": "AdamW", "params": {**parameters, "torch_adam": True}},
-        "gradient_clipping": optimizer.clip,
-        "zero_optimization": {"stage": spec.layout.zero},
-        "bf16": {"enabled": spec.precision == "bf16"},
-        # Our own progress lines say more; a number this large keeps DeepSpeed's away.
-        "steps_per_print": 10**9,
-    }
-
-
-def _seed_dropout(seed: int, step: int, rank: int) -> None:
-    """First values have generators of their own; this one is for dropout, which must differ between ranks.
-
-    A function of the step, as the learning rate is, so that a checkpoint has no random state to keep.
-    """
-    torch.manual_seed(zlib.crc32(f"{seed}/{step}/{rank}".encode()))
+    if plan.tied_key is not None:
+        return TiedLayerSpec(plan.tied_key, plan.module, *plan.arguments, forward_fn=plan.call, tied_weight_attr="weight")
+    return LayerSpec(plan.module, *plan.arguments)

@@ -105,7 +105,7 @@ class Reporter:
             line = ProgressLine(
                 step=step,
                 loss=result.loss,
-                lr=self._spec.optimizer.lr_at(step, self._spec.steps),
+                lr=self._spec.lr_at(step),
                 grad_norm=result.grad_norm,
                 step_s=step_s,
                 tokens_per_s=tokens_per_s,

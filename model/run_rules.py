@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from model.shape import FAMILY_OPTIONS, Activation, Family, Norm, NormPlace, Position
+
 
 def problems_of(spec: object) -> list[str]:
     """Everything about a RUN.json of the right form that could not be run, each with the nearest legal choice.
@@ -31,14 +33,22 @@ _AT_LEAST = {
     ),
     0: (
         "seed evaluate_every_steps layout.zero optimizer.weight_decay optimizer.clip optimizer.warmup_steps "
-        "checkpoint.every_steps model.dropout guard.most_skips_in_row"
+        "checkpoint.every_steps model.dropout model.kv_heads model.label_smoothing optimizer.final_share "
+        "guard.most_skips_in_row"
     ),
     257: "model.vocabulary",
 }
 _CHOICES = {
     "data.corpus": ("python-stdlib",),
-    "optimizer.schedule": ("cosine", "linear", "constant"),
-    "precision": ("fp32", "bf16"),
+    "model.family": tuple(Family),
+    "model.norm": tuple(Norm),
+    "model.norm_place": tuple(NormPlace),
+    "model.position": tuple(Position),
+    "model.activation": tuple(Activation),
+    "optimizer.kind": ("adamw", "adam"),
+    "optimizer.schedule": ("cosine", "linear", "constant", "noam"),
+    "precision": ("fp32", "bf16", "fp16"),
+    "activation_checkpointing": ("none", "selective", "full"),
     "layout.zero": (0, 1, 2, 3),
     "guard.on_nan": ("stop", "skip"),
     "guard.on_spike": ("ignore", "stop", "skip"),
@@ -48,6 +58,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "optimizer.eps": (lambda eps: 0 < eps < 1, "must lie between 0 and 1; 1e-8 is usual"),
     "optimizer.betas": (lambda betas: all(b is None or 0 <= b < 1 for b in betas), "must lie in [0, 1); [0.9, 0.95] is usual"),
     "model.dropout": (lambda dropout: dropout < 1, "must be below 1"),
+    "model.label_smoothing": (lambda smoothing: smoothing < 1, "must be below 1; 0.1 is usual"),
+    "model.rotary_base": (lambda base: 1 < base < math.inf, "must be above 1; 10000 is usual"),
+    "model.norm_eps": (lambda eps: 0 < eps < 1, "must lie between 0 and 1; 1e-5 is usual"),
+    "optimizer.final_share": (lambda share: share <= 1, "must be at most 1; 0.1 is usual"),
     "data.heldout_fraction": (lambda share: 0 < share <= 0.5, "must be above 0 and at most 0.5; 0.05 is usual"),
     "guard.spike_deviations": (lambda number: 1 <= number < math.inf, "must be at least 1; 8 is usual"),
     "seed": (lambda seed: seed < 2**63, "must be below 2^63"),
@@ -76,8 +90,8 @@ def _single_problems(spec: object) -> Iterator[str]:
             yield f"{name}: is empty"
 
 
-def _warmup_fits(warmup: int, steps: int) -> str | None:
-    if warmup <= steps:
+def _warmup_fits(warmup: int, steps: int, schedule: str) -> str | None:
+    if warmup <= steps or schedule == "noam":
         return None
     return f"optimizer.warmup_steps: is {warmup}, more than the run's {steps} steps; at most {steps}"
 
@@ -85,8 +99,7 @@ def _warmup_fits(warmup: int, steps: int) -> str | None:
 def _heads_divide(heads: int, d_model: int) -> str | None:
     if heads < 1 or d_model < 1 or d_model % heads == 0:
         return None
-    divisors = [d for d in range(1, d_model + 1) if d_model % d == 0]
-    return f"model.heads: {heads} heads do not divide d_model {d_model}; nearest: {_nearest(heads, divisors)}"
+    return f"model.heads: {heads} heads do not divide d_model {d_model}; nearest: {_nearest(heads, _divisors(d_model))}"
 
 
 def _sequence_fits(tokens: int, positions: int) -> str | None:
@@ -105,10 +118,43 @@ def _batch_divides(sequences: int, micro: int, data: int) -> str | None:
     )
 
 
-def _no_tensor_parallelism(tensor: int) -> str | None:
-    if tensor <= 1:
+def _key_value_heads_divide(kv_heads: int, heads: int) -> str | None:
+    if heads < 1 or kv_heads < 1 or heads % kv_heads == 0:
         return None
-    return f"layout.tensor: {tensor}-way tensor parallelism is not in this version; choose 1"
+    choices = _nearest(kv_heads, _divisors(heads))
+    return f"model.kv_heads: {heads} heads cannot share {kv_heads} key/value heads evenly; nearest: {choices}"
+
+
+def _positions_are_pairs(model: Any) -> str | None:
+    d_model, heads = model.d_model, model.heads
+    if not d_model or not heads or heads < 1 or d_model % heads or model.family not in tuple(Family):
+        return None
+    position = model.position or FAMILY_OPTIONS[Family(model.family)].get("position")
+    if position == Position.ROTARY and d_model // heads % 2:
+        choices = _nearest(heads, [count for count in _divisors(d_model) if d_model // count % 2 == 0])
+        way_out = f"nearest heads: {choices}" if choices else f"nearest d_model: {d_model - heads} or {d_model + heads}"
+        return f"model.position: rotary positions turn pairs of numbers, and a head has {d_model // heads}; {way_out}"
+    if position == Position.SINUSOIDAL and d_model % 2:
+        return f"model.position: sinusoidal positions are pairs, and d_model {d_model} is odd; nearest: {d_model + 1}"
+    return None
+
+
+def _tensor_divides(tensor: int, heads: int, kv_heads: int, d_ff: int, vocabulary: int) -> str | None:
+    if min(tensor, heads, d_ff, vocabulary) < 1 or kv_heads < 0:
+        return None
+    common = math.gcd(heads, kv_heads or heads, d_ff)
+    # Rows are dealt in equal shares; a degree that leaves the last rank without any is no choice.
+    legal = [degree for degree in _divisors(common) if (degree - 1) * -(-vocabulary // degree) < vocabulary]
+    if tensor in legal:
+        return None
+    numbers = f"{heads} heads, {kv_heads or heads} key/value heads, d_ff {d_ff} and {vocabulary} tokens"
+    return f"layout.tensor: {numbers} do not divide over {tensor} tensor ranks; nearest: {_nearest(tensor, legal)}"
+
+
+def _noam_warms_up(schedule: str, warmup: int) -> str | None:
+    if schedule != "noam" or warmup >= 1:
+        return None
+    return "optimizer.warmup_steps: is 0, and noam is defined by its warm-up; at least 1, 4000 in the paper"
 
 
 def _stages_fit(pipeline: int, layers: int) -> str | None:
@@ -128,23 +174,35 @@ def _zero_fits_pipeline(zero: int, pipeline: int) -> str | None:
 
 
 def _zero_fits_precision(zero: int, precision: str) -> str | None:
-    if zero != 0 or precision != "bf16":
+    if zero != 0 or precision == "fp32":
         return None
     return (
-        "layout.zero: ZeRO-0 with bf16: DeepSpeed then updates the bf16 weights without an fp32 copy, and small updates "
-        "are lost; choose 1, which needs no more memory, or precision fp32"
+        f"layout.zero: ZeRO-0 with {precision}: DeepSpeed then updates the {precision} weights without an fp32 copy, and "
+        "small updates are lost; choose 1, which needs no more memory, or precision fp32"
     )
 
 
+def _offload_fits(zero: int, offload: bool, fused: bool) -> str | None:
+    if offload and zero == 0:
+        return "optimizer.offload: ZeRO-0 keeps the optimizer's state with the weights; choose layout.zero 1, 2 or 3"
+    if offload and fused:
+        return "optimizer.fused: the fused Adam runs on the GPU, an offloaded optimizer on the host; choose one of them"
+    return None
+
+
 _CROSS_RULES: tuple[tuple[str, Callable[..., str | None]], ...] = (
-    ("optimizer.warmup_steps steps", _warmup_fits),
+    ("optimizer.warmup_steps steps optimizer.schedule", _warmup_fits),
     ("model.heads model.d_model", _heads_divide),
     ("batch.sequence_tokens model.positions", _sequence_fits),
     ("batch.global_sequences batch.micro_sequences layout.data", _batch_divides),
-    ("layout.tensor", _no_tensor_parallelism),
+    ("model.kv_heads model.heads", _key_value_heads_divide),
+    ("model", _positions_are_pairs),
+    ("layout.tensor model.heads model.kv_heads model.d_ff model.vocabulary", _tensor_divides),
+    ("optimizer.schedule optimizer.warmup_steps", _noam_warms_up),
     ("layout.pipeline model.layers", _stages_fit),
     ("layout.zero layout.pipeline", _zero_fits_pipeline),
     ("layout.zero precision", _zero_fits_precision),
+    ("layout.zero optimizer.offload optimizer.fused", _offload_fits),
 )
 
 
@@ -154,6 +212,10 @@ def _get(spec: object, name: str) -> Any:
     for part in name.split("."):
         value = getattr(value, part, None)
     return value
+
+
+def _divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
 
 
 def _nearest(wanted: int, legal: list[int]) -> str:

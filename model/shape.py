@@ -1,26 +1,72 @@
-"""How big a decoder-only Transformer is: parameters, FLOPs and bytes of training state.
+"""How big a Transformer is: parameters, FLOPs and bytes of training state.
 
 Standard library only, nothing is allocated: planners import this file, and the built module is tested against it.
 
-Two families are counted.  GPT (Radford et al. 2019; Brown et al. 2020): LayerNorm, biases, learned positions,
-a two-matrix feed-forward.  Llama (Grattafiori et al. 2024): RMSNorm, no biases, rotary positions, a gated
-three-matrix feed-forward, fewer key/value heads than heads.  `model/transformer.py` builds the GPT family.
+A shape is numbers and options.  Three families name the usual sets of options: GPT (Radford et al. 2019; Brown et al.
+2020), Llama (Grattafiori et al. 2024) and Vaswani (et al. 2017, "Attention Is All You Need"); each option can also be
+chosen by itself.  `model/transformer.py` builds every one of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final
 
 
 class Family(StrEnum):
-    """Which counting rules hold for a shape."""
+    """A usual set of options, by name."""
 
     GPT = "gpt"
-    """LayerNorm, biases everywhere, learned positions, feed-forward max(0, xW1+b1)W2+b2 with GELU for max."""
+    """Pre-LN, LayerNorm, biases everywhere, learned positions, GELU, tied head."""
     LLAMA = "llama"
-    """RMSNorm, no biases, rotary positions (no parameters), gated feed-forward (silu(xW1) * xW3)W2."""
+    """Pre-norm, RMSNorm, no biases, rotary positions, gated feed-forward (SwiGLU), untied head."""
+    VASWANI = "vaswani"
+    """Post-LN, LayerNorm, biases, sinusoidal positions added to embeddings times sqrt(d_model), ReLU, tied head."""
+
+
+class Norm(StrEnum):
+    """What normalises the vectors of the residual stream."""
+
+    LAYER = "layer"
+    """LayerNorm (Ba et al. 2016): centred, gain and bias."""
+    RMS = "rms"
+    """RMSNorm (Zhang & Sennrich 2019): not centred, gain alone."""
+
+
+class NormPlace(StrEnum):
+    """Where the norms stand."""
+
+    PRE = "pre"
+    """x + f(norm(x)), and one norm more after the last layer."""
+    POST = "post"
+    """norm(x + f(x)), as in Vaswani et al. 2017, section 3.1."""
+
+
+class Position(StrEnum):
+    """How a token knows where it stands."""
+
+    LEARNED = "learned"
+    """A trained vector per position is added to the embedding."""
+    SINUSOIDAL = "sinusoidal"
+    """Sines and cosines are added to the embedding (Vaswani et al. 2017, section 3.5)."""
+    ROTARY = "rotary"
+    """Queries and keys are turned by an angle that grows with the position (Su et al. 2021, RoPE)."""
+
+
+class Activation(StrEnum):
+    """What stands between the two matrices of the feed-forward."""
+
+    RELU = "relu"
+    GELU = "gelu"
+    SWIGLU = "swiglu"
+    """silu(xW_1) * xW_3, with a third matrix (Shazeer 2020)."""
+
+    @property
+    def is_gated(self) -> bool:
+        return self is Activation.SWIGLU
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +112,7 @@ class StateBytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransformerShape:
-    """The numbers that fix a decoder-only Transformer."""
+    """The numbers and options that fix a decoder-only Transformer; the options' defaults are GPT's."""
 
     layers: int
     d_model: int
@@ -76,10 +122,20 @@ class TransformerShape:
     positions: int
     """The longest sequence in tokens."""
     kv_heads: int = 0
-    """Key and value heads (grouped-query attention); 0 means as many as `heads`."""
+    """Key and value heads (grouped-query attention, Ainslie et al. 2023); 0 means as many as `heads`."""
     tied: bool = True
     """The output head is the token embedding."""
-    family: Family = Family.GPT
+    norm: Norm = Norm.LAYER
+    norm_place: NormPlace = NormPlace.PRE
+    position: Position = Position.LEARNED
+    activation: Activation = Activation.GELU
+    biases: bool = True
+    """Whether the linear layers add a bias; the head never does."""
+    scaled_embedding: bool = False
+    """Embeddings are multiplied by sqrt(d_model) (Vaswani et al. 2017, section 3.4)."""
+    rotary_base: float = 10_000.0
+    """Theta of RoPE; without effect for other positions."""
+    norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
         for name in ("layers", "d_model", "heads", "d_ff", "vocabulary", "positions"):
@@ -89,6 +145,10 @@ class TransformerShape:
             raise ValueError(f"d_model {self.d_model} is not divisible by {self.heads} heads")
         if self.kv_heads < 0 or self.heads % self.key_value_heads:
             raise ValueError(f"{self.heads} heads cannot share {self.kv_heads} key/value heads evenly")
+        if self.position is Position.ROTARY and self.d_head % 2:
+            raise ValueError(f"rotary positions turn pairs, and a head of {self.d_head} is not made of pairs")
+        if self.position is Position.SINUSOIDAL and self.d_model % 2:
+            raise ValueError(f"sinusoidal positions are pairs of sine and cosine, and d_model {self.d_model} is odd")
 
     @property
     def d_head(self) -> int:
@@ -98,53 +158,73 @@ class TransformerShape:
     def key_value_heads(self) -> int:
         return self.kv_heads or self.heads
 
-    def attention_parameters(self) -> int:
-        """One layer's W_Q, W_K, W_V, W_O and, in the GPT family, their biases."""
-        d_kv = self.key_value_heads * self.d_head
-        matrices = 2 * self.d_model * self.d_model + 2 * self.d_model * d_kv
-        biases = 2 * self.d_model + 2 * d_kv
-        return matrices + (biases if self.family is Family.GPT else 0)
+    @property
+    def d_key_value(self) -> int:
+        """Width of all key heads together, and of all value heads."""
+        return self.key_value_heads * self.d_head
 
-    def feed_forward_parameters(self) -> int:
-        """One layer's feed-forward: two matrices and biases (GPT) or three matrices (Llama)."""
-        if self.family is Family.LLAMA:
-            return 3 * self.d_model * self.d_ff
-        return 2 * self.d_model * self.d_ff + self.d_ff + self.d_model
+    @property
+    def is_gated(self) -> bool:
+        return self.activation.is_gated
+
+    def attention_parameters(self, tensor: int = 1) -> int:
+        """One layer's W_Q, W_K, W_V, W_O and their biases; of one of `tensor` ranks, which hold W_O's bias each."""
+        matrices = (2 * self.d_model * self.d_model + 2 * self.d_model * self.d_key_value) // tensor
+        biases = (self.d_model + 2 * self.d_key_value) // tensor + self.d_model
+        return matrices + (biases if self.biases else 0)
+
+    def feed_forward_parameters(self, tensor: int = 1) -> int:
+        """One layer's feed-forward: two matrices, three if gated, and biases; of one of `tensor` ranks."""
+        wide = (2 if self.is_gated else 1) * self.d_ff // tensor
+        matrices = self.d_model * wide + self.d_ff // tensor * self.d_model
+        return matrices + (wide + self.d_model if self.biases else 0)
 
     def norm_parameters(self) -> int:
         """One norm: gain and bias (LayerNorm) or gain alone (RMSNorm)."""
-        return self.d_model * (2 if self.family is Family.GPT else 1)
+        return self.d_model * (2 if self.norm is Norm.LAYER else 1)
 
-    def block_parameters(self) -> int:
-        """One layer: attention, feed-forward and the two norms before them."""
-        return self.attention_parameters() + self.feed_forward_parameters() + 2 * self.norm_parameters()
+    def final_norm_parameters(self) -> int:
+        """The norm after the last layer, which post-LN has not."""
+        return self.norm_parameters() if self.norm_place is NormPlace.PRE else 0
+
+    def block_parameters(self, tensor: int = 1) -> int:
+        """One layer: attention, feed-forward and their two norms; of one of `tensor` ranks, which hold the norms each."""
+        return self.attention_parameters(tensor) + self.feed_forward_parameters(tensor) + 2 * self.norm_parameters()
+
+    def position_parameters(self) -> int:
+        """Learned positions; the other kinds have none."""
+        return self.positions * self.d_model if self.position is Position.LEARNED else 0
 
     def parameters(self) -> ParameterCount:
         """Every trainable parameter of the model, by part."""
         embedding = self.vocabulary * self.d_model
         return ParameterCount(
             token_embedding=embedding,
-            position_embedding=self.positions * self.d_model if self.family is Family.GPT else 0,
+            position_embedding=self.position_parameters(),
             attention=self.layers * self.attention_parameters(),
             feed_forward=self.layers * self.feed_forward_parameters(),
-            norms=(2 * self.layers + 1) * self.norm_parameters(),
+            norms=2 * self.layers * self.norm_parameters() + self.final_norm_parameters(),
             head=0 if self.tied else embedding,
         )
 
-    def largest_stage_parameters(self, pipeline: int) -> int:
-        """Parameters of the fullest of `pipeline` stages when the layers are spread evenly.
+    def largest_stage_parameters(self, pipeline: int, tensor: int = 1) -> int:
+        """Parameters of the fullest rank when the layers are spread evenly over `pipeline` stages of `tensor` ranks.
 
-        Exact when `layers` is divisible by `pipeline`, otherwise an upper bound.  A tied embedding lies on the
-        first and on the last stage, so that the stages together hold more than `parameters().total`.
+        Exact when `layers` is divisible by `pipeline`, otherwise an upper bound.  A tied embedding lies on the first and
+        on the last stage, so that the stages together hold more than `parameters().total`.  Raises ValueError for more
+        stages than layers, and for a tensor degree that does not divide heads, key/value heads or d_ff.
         """
-        count = self.parameters()
-        if pipeline == 1:
-            return count.total
         if not 1 <= pipeline <= self.layers:
             raise ValueError(f"{self.layers} layers cannot fill {pipeline} stages")
-        blocks = -(-self.layers // pipeline) * self.block_parameters()
-        first = count.token_embedding + count.position_embedding
-        last = self.norm_parameters() + self.vocabulary * self.d_model
+        if tensor < 1 or any(number % tensor for number in (self.heads, self.key_value_heads, self.d_ff)):
+            numbers = f"{self.heads} heads, {self.key_value_heads} key/value heads or d_ff {self.d_ff}"
+            raise ValueError(f"{numbers} cannot be split over {tensor} tensor ranks")
+        embedding = -(-self.vocabulary // tensor) * self.d_model
+        blocks = -(-self.layers // pipeline) * self.block_parameters(tensor)
+        first = embedding + self.position_parameters()
+        last = self.final_norm_parameters() + embedding
+        if pipeline == 1:
+            return blocks + first + last - (embedding if self.tied else 0)
         return blocks + max(first, last)
 
     def forward_flops_per_token(self, sequence_tokens: int) -> int:
@@ -154,15 +234,43 @@ class TransformerShape:
         4 * sequence * d_model per layer, the causal half not taken off, as in Narayanan et al. 2021
         (arXiv 2104.04473, appendix) and Chowdhery et al. 2022 (PaLM, appendix B).
         """
-        d_kv = self.key_value_heads * self.d_head
-        attention = 2 * self.d_model * self.d_model + 2 * self.d_model * d_kv
-        feed_forward = (3 if self.family is Family.LLAMA else 2) * self.d_model * self.d_ff
+        attention = 2 * self.d_model * self.d_model + 2 * self.d_model * self.d_key_value
+        feed_forward = (3 if self.is_gated else 2) * self.d_model * self.d_ff
         matrices = self.layers * (attention + feed_forward) + self.vocabulary * self.d_model
         return 2 * matrices + 4 * self.layers * sequence_tokens * self.d_model
 
     def backward_flops_per_token(self, sequence_tokens: int) -> int:
         """Twice the forward pass: one product for the input's gradient, one for the weight's."""
         return 2 * self.forward_flops_per_token(sequence_tokens)
+
+
+FAMILY_OPTIONS: Final[Mapping[Family, Mapping[str, Any]]] = MappingProxyType(
+    {
+        Family.GPT: {},
+        Family.LLAMA: {
+            "tied": False,
+            "norm": Norm.RMS,
+            "position": Position.ROTARY,
+            "activation": Activation.SWIGLU,
+            "biases": False,
+            "rotary_base": 500_000.0,
+        },
+        Family.VASWANI: {
+            "norm_place": NormPlace.POST,
+            "position": Position.SINUSOIDAL,
+            "activation": Activation.RELU,
+            "scaled_embedding": True,
+        },
+    }
+)
+"""Family -> the options in which it differs from TransformerShape's defaults, which are GPT's."""
+
+
+def shape_of_family(family: Family, numbers: Mapping[str, int], options: Mapping[str, Any]) -> TransformerShape:
+    """A shape of that family; an option that is None is the family's.  Raises ValueError for numbers that do not fit."""
+    given = {name: value for name, value in options.items() if value is not None}
+    fields: dict[str, Any] = {**FAMILY_OPTIONS[family], **given, **numbers}
+    return TransformerShape(**fields)
 
 
 BYTES_PER_PARAMETER: Final = {
@@ -209,17 +317,8 @@ def _gpt(layers: int, d_model: int, heads: int, vocabulary: int = 50_257, positi
 
 
 def _llama(layers: int, d_model: int, heads: int, d_ff: int) -> TransformerShape:
-    return TransformerShape(
-        layers=layers,
-        d_model=d_model,
-        heads=heads,
-        kv_heads=8,
-        d_ff=d_ff,
-        vocabulary=128_256,
-        positions=8192,
-        tied=False,
-        family=Family.LLAMA,
-    )
+    numbers = {"layers": layers, "d_model": d_model, "heads": heads, "kv_heads": 8, "d_ff": d_ff}
+    return shape_of_family(Family.LLAMA, {**numbers, "vocabulary": 128_256, "positions": 8192}, {})
 
 
 PRESETS: Final = {

@@ -76,7 +76,8 @@ def _run(spec: RunSpec, ranks: RankEnvironment, report: Reporter, stop: StopRequ
             report.beat("data")
             prepare_corpus(spec)
         from model.checkpoint import Checkpoints
-        from model.engine import PeerLost, as_peer_lost, build_engine, join_ranks, leave_ranks
+        from model.engine import build_engine
+        from model.engine_ranks import PeerLost, as_peer_lost, join_ranks, leave_ranks
     except DataError as error:
         return _fail(ranks, error, ExitCode.BAD_DATA)
 
@@ -224,7 +225,7 @@ def _same_corpus(spec: RunSpec) -> Corpus:
     """
     # late: numpy, tokenizers, torch and deepspeed
     from model.data import DataError, prepare_corpus
-    from model.engine import from_every_rank
+    from model.engine_ranks import from_every_rank
 
     found: Corpus | DataError
     try:

@@ -1,26 +1,56 @@
-"""A decoder-only pre-LN Transformer, read from top to bottom.
+"""A decoder-only Transformer, read from top to bottom: GPT, Llama, or as in "Attention Is All You Need".
 
-Shapes stand in the names: B sequences, T tokens, D model width, H heads, K head width, V vocabulary.
+Shapes stand in the names: B sequences, T tokens, S tokens seen (those before included), P positions, D model width,
+K head width; and of this rank's part H heads, G key/value heads, F feed-forward width, W vocabulary.
 The layers are a list of plans, so that the flat module below and DeepSpeed's pipeline give every parameter the
 same name and the same first value, whatever the layout.
 
-The equations are from Vaswani et al. 2017 (arXiv 1706.03762); the norm stands before each sub-layer and GELU in
-place of max(0, x), as in GPT-2 (Radford et al. 2019).
+Equations are from Vaswani et al. 2017 (arXiv 1706.03762) unless a docstring names another source.
 """
 
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.shape import Family, TransformerShape
+from model.dropout import Dropout, DropoutClock, Moment
+from model.kv_cache import KeyValueCache, LayerCache
+from model.recompute import Recompute, recomputed
+from model.shape import Activation, Norm, NormPlace, Position, TransformerShape
+from model.tensor_parallel import ALONE, ColumnLinear, CrossEntropy, RowLinear, TensorGroup, VocabularyMatrix, normal
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything a layer is built from."""
+
+    shape: TransformerShape
+    seed: int
+    """Of the first values and of the dropout masks."""
+    dropout: float = 0.0
+    label_smoothing: float = 0.0
+    recompute: Recompute = Recompute.NONE
+    group: TensorGroup = ALONE
+    clock: DropoutClock = field(default_factory=lambda: DropoutClock(0))
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of first values: GPT-2's 0.02; 1/√D where embeddings are scaled by √D, so that they come to 1."""
+        return 1 / math.sqrt(self.shape.d_model) if self.shape.scaled_embedding else 0.02
+
+    @property
+    def residual_deviation(self) -> float:
+        """Of the last matrix of each sub-layer: before a pre-norm, each of the 2·layers additions to the residual stream
+        contributes 1/(2·layers) of its variance (Radford et al. 2019, section 2.3)."""
+        pre = self.shape.norm_place is NormPlace.PRE
+        return self.deviation / math.sqrt(2 * self.shape.layers) if pre else self.deviation
 
 
 @dataclass(frozen=True)
@@ -31,164 +61,266 @@ class LayerPlan:
     arguments: tuple[Any, ...] = ()
     tied_key: str | None = None
     """Plans with the same key share one module, the one the first of them built."""
-    call: Callable[[nn.Module, Tensor], Tensor] | None = field(default=None)
+    call: Callable[[nn.Module, Tensor], Tensor] | None = None
     """How to call the module; None calls it with the input alone."""
 
 
-def layer_plans(shape: TransformerShape, *, dropout: float, seed: int) -> list[LayerPlan]:
-    """The model as a list: embedding, positions, blocks, last norm, head.
+def layer_plans(recipe: Recipe) -> list[LayerPlan]:
+    """The model as a list: embedding, positions, blocks, last norm (pre-norm only), head.
 
     Layer i's parameters are named `i.…`, the tied embedding's `tied_modules.embedding.weight`.
-    Raises ValueError for a family other than GPT.
     """
-    if shape.family is not Family.GPT or shape.key_value_heads != shape.heads:
-        raise ValueError(f"only the {Family.GPT} family with as many key/value heads as heads is built, not {shape}")
-    embedding = (shape.vocabulary, shape.d_model, seed)
+    shape = recipe.shape
     if shape.tied:
-        first = LayerPlan(TokenEmbedding, embedding, tied_key="embedding")
-        last = LayerPlan(TokenEmbedding, embedding, tied_key="embedding", call=project_to_vocabulary)
+        first = LayerPlan(Embedding, (recipe,), tied_key="embedding")
+        last = LayerPlan(Embedding, (recipe,), tied_key="embedding", call=to_logits)
     else:
-        first = LayerPlan(TokenEmbedding, embedding)
-        last = LayerPlan(Head, (shape.vocabulary, shape.d_model, seed))
-    blocks = [LayerPlan(Block, (shape, dropout, seed, index)) for index in range(shape.layers)]
-    positions = LayerPlan(Positions, (shape.positions, shape.d_model, dropout, seed))
-    return [first, positions, *blocks, LayerPlan(nn.LayerNorm, (shape.d_model,)), last]
+        first, last = LayerPlan(Embedding, (recipe,)), LayerPlan(Head, (recipe,))
+    blocks = [LayerPlan(Block, (recipe, index)) for index in range(shape.layers)]
+    last_norm = [LayerPlan(norm_kind(shape), norm_numbers(shape))] if shape.norm_place is NormPlace.PRE else []
+    return [first, LayerPlan(Positions, (recipe,)), *blocks, *last_norm, last]
 
 
 class Transformer(nn.Module):
-    """The whole model on one rank, with the parameter names of the pipeline."""
+    """The whole model on one rank (or on each of its tensor ranks), with the parameter names of the pipeline."""
 
-    def __init__(self, plans: list[LayerPlan]) -> None:
+    def __init__(self, recipe: Recipe) -> None:
         super().__init__()
+        self.recipe = recipe
         self.tied_modules = nn.ModuleDict()
-        self._calls: list[tuple[str, bool, Callable[[nn.Module, Tensor], Tensor] | None]] = []
-        for index, plan in enumerate(plans):
+        self._calls: list[tuple[str, Callable[[nn.Module, Tensor], Tensor] | None]] = []
+        for index, plan in enumerate(layer_plans(recipe)):
+            name = str(index) if plan.tied_key is None else f"tied_modules.{plan.tied_key}"
             if plan.tied_key is None:
-                self.add_module(str(index), plan.module(*plan.arguments))
+                self.add_module(name, plan.module(*plan.arguments))
             elif plan.tied_key not in self.tied_modules:
                 self.tied_modules[plan.tied_key] = plan.module(*plan.arguments)
-            self._calls.append((plan.tied_key or str(index), plan.tied_key is not None, plan.call))
+            self._calls.append((name, plan.call))
+        self.loss = next_token_loss(recipe)
 
-    def logits(self, tokens_BT: Tensor) -> Tensor:
-        """Token ids (B, T) -> logits (B, T, V)."""
+    def logits(self, tokens_BT: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """Token ids (B, T) -> logits (B, T, W).  With a cache, the tokens follow those that it holds."""
         hidden = tokens_BT
-        for name, tied, call in self._calls:
-            module = self.tied_modules[name] if tied else self.get_submodule(name)
-            hidden = call(module, hidden) if call else module(hidden)
+        for name, call in self._calls:
+            module = self.get_submodule(name)
+            if cache is not None and isinstance(module, Positions | Block):
+                hidden = module(hidden, cache)
+            else:
+                hidden = call(module, hidden) if call else module(hidden)
+        if cache is not None:
+            cache.tokens += tokens_BT.size(1)
         return hidden
 
     def forward(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Mean cross-entropy in nat per token, a scalar."""
-        return cross_entropy(self.logits(tokens_BT), targets_BT)
+        return self.loss(self.logits(tokens_BT), targets_BT)
 
 
-class TokenEmbedding(nn.Module):
-    """Token ids (B, T) -> vectors (B, T, D); as a tied head, vectors (B, T, D) -> logits (B, T, V)."""
-
-    def __init__(self, vocabulary: int, d_model: int, seed: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(normal((vocabulary, d_model), seed, "token_embedding"))
-
-    def forward(self, inputs: Tensor, to_logits: bool = False) -> Tensor:
-        # Both uses go through forward: ZeRO-3 gathers a weight only around its own module's call.
-        return functional.linear(inputs, self.weight) if to_logits else functional.embedding(inputs, self.weight)
+def next_token_loss(recipe: Recipe) -> CrossEntropy:
+    """The loss over the head's logits."""
+    return CrossEntropy(recipe.shape.vocabulary, recipe.label_smoothing, recipe.group)
 
 
-def project_to_vocabulary(embedding: nn.Module, hidden_BTD: Tensor) -> Tensor:
-    """The tied head: logits (B, T, V) = hidden (B, T, D) times the embedding's transpose."""
+class Embedding(VocabularyMatrix):
+    """Token ids (B, T) -> vectors (B, T, D); as a tied head (section 3.4), vectors (B, T, D) -> logits (B, T, W)."""
+
+    def __init__(self, recipe: Recipe, name: str = "token_embedding") -> None:
+        numbers = (recipe.shape.vocabulary, recipe.shape.d_model)
+        super().__init__(*numbers, seed=recipe.seed, name=name, deviation=recipe.deviation, group=recipe.group)
+
+
+def to_logits(embedding: nn.Module, hidden_BTD: Tensor) -> Tensor:
+    """The tied head: hidden (B, T, D) times the embedding's transpose."""
     return embedding(hidden_BTD, to_logits=True)
 
 
-class Head(nn.Module):
-    """The untied head: vectors (B, T, D) -> logits (B, T, V)."""
+class Head(Embedding):
+    """The untied head: vectors (B, T, D) -> logits (B, T, W)."""
 
-    def __init__(self, vocabulary: int, d_model: int, seed: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(normal((vocabulary, d_model), seed, "head"))
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe, "head")
 
-    def forward(self, hidden_BTD: Tensor) -> Tensor:
-        return functional.linear(hidden_BTD, self.weight)
+    def forward(self, inputs: Tensor, to_logits: bool = True) -> Tensor:
+        return super().forward(inputs, to_logits)
 
 
 class Positions(nn.Module):
-    """Adds a learned vector per position, then drops out: (B, T, D) -> (B, T, D)."""
+    """Embedding (times √D where scaled) plus position, then dropout: (B, T, D) -> (B, T, D).  Rotary ones add nothing."""
 
-    def __init__(self, positions: int, d_model: int, dropout: float, seed: int) -> None:
+    def __init__(self, recipe: Recipe) -> None:
         super().__init__()
-        self.weight = nn.Parameter(normal((positions, d_model), seed, "positions"))
-        self.dropout = nn.Dropout(dropout)
+        shape = recipe.shape
+        self.kind, self.positions = shape.position, shape.positions
+        self.factor = math.sqrt(shape.d_model) if shape.scaled_embedding else 1.0
+        if self.kind is Position.LEARNED:
+            self.weight = nn.Parameter(normal((shape.positions, shape.d_model), recipe.seed, "positions", 0.02))
+        self.dropout = Dropout(recipe.dropout, "positions", recipe.clock)
 
-    def forward(self, hidden_BTD: Tensor) -> Tensor:
-        return self.dropout(hidden_BTD + self.weight[: hidden_BTD.size(1)])
+    def forward(self, hidden_BTD: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        first, tokens, width = cache.tokens if cache else 0, hidden_BTD.size(1), hidden_BTD.size(2)
+        if self.factor != 1.0:
+            hidden_BTD = hidden_BTD * self.factor
+        if self.kind is Position.LEARNED:
+            hidden_BTD = hidden_BTD + self.weight[first : first + tokens]
+        elif self.kind is Position.SINUSOIDAL:
+            table_PD = sinusoids(self.positions, width, hidden_BTD.device)
+            hidden_BTD = hidden_BTD + table_PD[first : first + tokens].to(hidden_BTD.dtype)
+        return self.dropout(hidden_BTD)
+
+
+@lru_cache(maxsize=8)
+def sinusoids(positions: int, width: int, device: torch.device) -> Tensor:
+    """PE(pos, 2i) = sin(pos / 10000^(2i/D)), PE(pos, 2i+1) = cos of the same (section 3.5): (positions, width), fp32."""
+    angles_PK = _angles(positions, width, 10_000.0, device)
+    with torch.inference_mode(False):
+        return torch.stack([angles_PK.sin(), angles_PK.cos()], dim=-1).flatten(1)
 
 
 class Block(nn.Module):
-    """x + Attention(LN(x)), then x + FFN(LN(x)): (B, T, D) -> (B, T, D)."""
+    """Attention, then feed-forward, each with its norm, dropout and residual: (B, T, D) -> (B, T, D)."""
 
-    def __init__(self, shape: TransformerShape, dropout: float, seed: int, index: int) -> None:
+    def __init__(self, recipe: Recipe, index: int) -> None:
         super().__init__()
-        # Each of the 2·layers residual additions contributes 1/(2·layers) of the variance (GPT-2, section 2.3).
-        scale = 1 / math.sqrt(2 * shape.layers)
-        self.attention_norm = nn.LayerNorm(shape.d_model)
-        self.attention = CausalSelfAttention(shape, seed, f"block.{index}.attention", scale)
-        self.feed_forward_norm = nn.LayerNorm(shape.d_model)
-        self.feed_forward = FeedForward(shape, seed, f"block.{index}.feed_forward", scale)
-        self.dropout = nn.Dropout(dropout)
+        self.index, self.place = index, recipe.shape.norm_place
+        self.recompute, self.clock = recipe.recompute, recipe.clock
+        self.attention_norm = norm(recipe.shape)
+        self.attention = CausalSelfAttention(recipe, f"block.{index}.attention")
+        self.attention_dropout = Dropout(recipe.dropout, f"block.{index}.attention", recipe.clock)
+        self.feed_forward_norm = norm(recipe.shape)
+        self.feed_forward = FeedForward(recipe, f"block.{index}.feed_forward")
+        self.feed_forward_dropout = Dropout(recipe.dropout, f"block.{index}.feed_forward", recipe.clock)
 
-    def forward(self, hidden_BTD: Tensor) -> Tensor:
-        hidden_BTD = hidden_BTD + self.dropout(self.attention(self.attention_norm(hidden_BTD)))
-        return hidden_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(hidden_BTD)))
+    def forward(self, hidden_BTD: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        arguments = (hidden_BTD, self.clock.now, cache.layers[self.index] if cache else None)
+        return recomputed(self._run, *arguments) if self.recompute is Recompute.FULL else self._run(*arguments)
+
+    def _run(self, hidden_BTD: Tensor, moment: Moment, cache: LayerCache | None) -> Tensor:
+        hidden_BTD = residual(
+            hidden_BTD, lambda x: self.attention(x, cache), self.attention_norm, self.attention_dropout, moment, self.place
+        )
+        return residual(hidden_BTD, self.feed_forward, self.feed_forward_norm, self.feed_forward_dropout, moment, self.place)
+
+
+def residual(
+    hidden_BTD: Tensor,
+    sub_layer: Callable[[Tensor], Tensor],
+    normed: nn.Module,
+    dropout: Dropout,
+    moment: Moment,
+    place: NormPlace,
+) -> Tensor:
+    """Pre-norm: x + dropout(f(norm(x))).  Post-norm: norm(x + dropout(f(x))) (sections 3.1 and 5.4)."""
+    if place is NormPlace.PRE:
+        return hidden_BTD + dropout(sub_layer(normed(hidden_BTD)), moment)
+    return normed(hidden_BTD + dropout(sub_layer(hidden_BTD), moment))
+
+
+def norm(shape: TransformerShape) -> nn.Module:
+    """LayerNorm, (x - mean)/√(variance + ε)·g + b, or RMSNorm, x/√(mean(x²) + ε)·g: (B, T, D) -> (B, T, D)."""
+    return norm_kind(shape)(*norm_numbers(shape))
+
+
+def norm_kind(shape: TransformerShape) -> type[nn.Module]:
+    return nn.LayerNorm if shape.norm is Norm.LAYER else nn.RMSNorm
+
+
+def norm_numbers(shape: TransformerShape) -> tuple[int, float]:
+    return shape.d_model, shape.norm_eps
 
 
 class CausalSelfAttention(nn.Module):
-    """Concat(head_1 … head_H)·W_O with head = softmax(QKᵀ/√K)·V, each token seeing itself and those before."""
+    """Concat(head_1 … head_H)·W_O with head = softmax(QKᵀ/√K)·V, each token seeing itself and those before.
 
-    def __init__(self, shape: TransformerShape, seed: int, name: str, residual_scale: float) -> None:
+    With fewer key/value heads than heads, neighbouring heads share one (Ainslie et al. 2023, grouped-query attention).
+    """
+
+    def __init__(self, recipe: Recipe, name: str) -> None:
         super().__init__()
-        self.heads = shape.heads
-        self.qkv = linear(shape.d_model, 3 * shape.d_model, seed, f"{name}.qkv")
-        self.output = linear(shape.d_model, shape.d_model, seed, f"{name}.output", residual_scale)
-
-    def forward(self, hidden_BTD: Tensor) -> Tensor:
-        sequences, tokens, width = hidden_BTD.shape
-        q_BHTK, k_BHTK, v_BHTK = (
-            part_BTD.view(sequences, tokens, self.heads, width // self.heads).transpose(1, 2)
-            for part_BTD in self.qkv(hidden_BTD).chunk(3, dim=-1)
+        shape, group = recipe.shape, recipe.group
+        self.width, self.kv_width = shape.d_model // group.size, shape.d_key_value // group.size
+        self.d_head, self.positions = shape.d_head, shape.positions
+        self.rotary_base = shape.rotary_base if shape.position is Position.ROTARY else None
+        common: dict[str, Any] = {"bias": shape.biases, "seed": recipe.seed, "group": group}
+        outputs = (shape.d_model, shape.d_key_value, shape.d_key_value)
+        self.qkv = ColumnLinear(shape.d_model, outputs, name=f"{name}.qkv", deviation=recipe.deviation, **common)
+        self.output = RowLinear(
+            shape.d_model, shape.d_model, name=f"{name}.output", deviation=recipe.residual_deviation, **common
         )
-        seen_BHTK = functional.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True)
-        return self.output(seen_BHTK.transpose(1, 2).reshape(sequences, tokens, width))
+
+    def forward(self, hidden_BTD: Tensor, cache: LayerCache | None = None) -> Tensor:
+        q_BHTK, k_BGTK, v_BGTK = (
+            part.unflatten(-1, (-1, self.d_head)).transpose(1, 2)
+            for part in self.qkv(hidden_BTD).split((self.width, self.kv_width, self.kv_width), dim=-1)
+        )
+        if self.rotary_base is not None:
+            here = slice(cache.tokens if cache else 0, None)
+            tables = rotations(self.positions, self.d_head, self.rotary_base, q_BHTK.device)
+            cos_TK, sin_TK = (table_PK[here][: q_BHTK.size(2)] for table_PK in tables)
+            q_BHTK, k_BGTK = rotate(q_BHTK, cos_TK, sin_TK), rotate(k_BGTK, cos_TK, sin_TK)
+        if cache is not None:
+            k_BGTK, v_BGTK = cache.append(k_BGTK, v_BGTK)
+        return self.output(attend(q_BHTK, k_BGTK, v_BGTK).transpose(1, 2).flatten(2))
+
+
+def attend(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor) -> Tensor:
+    """softmax(QKᵀ/√K)·V (equation 1), the T queries being the last of the S tokens: (B, H, T, K).  By torch's SDPA."""
+    tokens, seen = q_BHTK.size(2), k_BGSK.size(2)
+    shared = q_BHTK.size(1) != k_BGSK.size(1)
+    mask_TS = None
+    if 1 < tokens < seen:
+        mask_TS = torch.ones(tokens, seen, dtype=torch.bool, device=q_BHTK.device).tril(seen - tokens)
+    causal = tokens == seen and tokens > 1
+    return functional.scaled_dot_product_attention(q_BHTK, k_BGSK, v_BGSK, attn_mask=mask_TS, is_causal=causal, enable_gqa=shared)
+
+
+@lru_cache(maxsize=8)
+def rotations(positions: int, d_head: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin of pos·base^(-2i/K) by position and pair (Su et al. 2021, equation 15): each (positions, K/2), fp32."""
+    angles_PK = _angles(positions, d_head, base, device)
+    with torch.inference_mode(False):
+        return angles_PK.cos(), angles_PK.sin()
+
+
+def _angles(positions: int, width: int, base: float, device: torch.device) -> Tensor:
+    """pos / base^(2i/width): (positions, width/2), reckoned in double."""
+    # Kept for later calls, which may train: a tensor made in inference mode could not be used there.
+    with torch.inference_mode(False):
+        rates_K = base ** (-torch.arange(0, width, 2, dtype=torch.float64, device=device) / width)
+        return torch.outer(torch.arange(positions, dtype=torch.float64, device=device), rates_K).float()
+
+
+def rotate(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
+    """Turns the pairs (x_i, x_{i+K/2}) by their angles (RoPE; the pairing of the published Llama weights in transformers)."""
+    one_BHTK, two_BHTK = x_BHTK.float().chunk(2, dim=-1)
+    turned = (one_BHTK * cos_TK - two_BHTK * sin_TK, two_BHTK * cos_TK + one_BHTK * sin_TK)
+    return torch.cat(turned, dim=-1).to(x_BHTK.dtype)
 
 
 class FeedForward(nn.Module):
-    """gelu(xW_1 + b_1)W_2 + b_2: (B, T, D) -> (B, T, D)."""
+    """max(0, xW_1 + b_1)W_2 + b_2 (equation 2), GELU for max, or (silu(xW_1)·xW_3)W_2 (SwiGLU, Shazeer 2020)."""
 
-    def __init__(self, shape: TransformerShape, seed: int, name: str, residual_scale: float) -> None:
+    def __init__(self, recipe: Recipe, name: str) -> None:
         super().__init__()
-        self.widen = linear(shape.d_model, shape.d_ff, seed, f"{name}.widen")
-        self.narrow = linear(shape.d_ff, shape.d_model, seed, f"{name}.narrow", residual_scale)
+        shape = recipe.shape
+        self.activation, self.recompute = shape.activation, recipe.recompute
+        common: dict[str, Any] = {"bias": shape.biases, "seed": recipe.seed, "group": recipe.group}
+        wide = (shape.d_ff, shape.d_ff) if shape.is_gated else (shape.d_ff,)
+        self.widen = ColumnLinear(shape.d_model, wide, name=f"{name}.widen", deviation=recipe.deviation, **common)
+        self.narrow = RowLinear(shape.d_ff, shape.d_model, name=f"{name}.narrow", deviation=recipe.residual_deviation, **common)
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
-        return self.narrow(functional.gelu(self.widen(hidden_BTD)))
+        wide_BTF = self.widen(hidden_BTD)
+        # Narrowing is part of it so that its input is forgotten; its product is not done again (see `recomputed`).
+        selective = self.recompute is Recompute.SELECTIVE
+        return recomputed(self._from_wide, wide_BTF) if selective else self._from_wide(wide_BTF)
+
+    def _from_wide(self, wide_BTF: Tensor) -> Tensor:
+        return self.narrow(activate(wide_BTF, self.activation))
 
 
-def cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """Mean negative log-likelihood of the targets in nat per token; computed in fp32 whatever the precision."""
-    return functional.cross_entropy(logits_BTV.float().flatten(0, 1), targets_BT.flatten())
-
-
-def normal(size: tuple[int, ...], seed: int, name: str, scale: float = 1.0) -> Tensor:
-    """First values N(0, (0.02·scale)²), drawn from the run's seed and the parameter's own name.
-
-    So a parameter starts the same in every layout, whichever rank builds it and in whatever order.
-    """
-    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
-    return torch.empty(size).normal_(0.0, 0.02 * scale, generator=generator)
-
-
-def linear(inputs: int, outputs: int, seed: int, name: str, scale: float = 1.0) -> nn.Linear:
-    """A linear layer with seeded weights (outputs, inputs) and zero biases."""
-    layer = nn.utils.skip_init(nn.Linear, inputs, outputs)
-    with torch.no_grad():
-        layer.weight.copy_(normal((outputs, inputs), seed, name, scale))
-        layer.bias.zero_()
-    return layer
+def activate(wide_BTF: Tensor, activation: Activation) -> Tensor:
+    """The non-linearity; a gated one takes (B, T, 2F), gate first, and gives (B, T, F)."""
+    if activation is Activation.SWIGLU:
+        gate_BTF, value_BTF = wide_BTF.chunk(2, dim=-1)
+        return functional.silu(gate_BTF) * value_BTF
+    return functional.relu(wide_BTF) if activation is Activation.RELU else functional.gelu(wide_BTF)

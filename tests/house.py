@@ -96,7 +96,7 @@ LATE_DOORS: Mapping[str, str] = {
 BY_NAME: Mapping[str, str] = {
     "orchestrator/cli/main.py": "the command line's table",
     "orchestrator/worker.py": "the wiring it is told to use",
-    "model/engine.py": "a module of deepspeed whose attribute is replaced",
+    "model/engine_ranks.py": "a module of deepspeed whose attribute is replaced",
 }
 """Files that may import modules by a name in a string, and what for."""
 

@@ -3,14 +3,25 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 from training_launch import PROJECT, tiny_run
 
-from model.contract import ContractError, EventLine, ExitCode, OptimizerSpec, ProgressLine, RunSpec, read_progress
+from model.contract import (
+    ContractError,
+    EventLine,
+    ExitCode,
+    OptimizerSpec,
+    ProgressLine,
+    RunSpec,
+    model_of_shape,
+    read_progress,
+)
 from model.ranks import RankEnvironment
+from model.shape import PRESETS, Activation, Norm, Position
 from model.train import main
 
 
@@ -32,7 +43,19 @@ PROBLEMS = [
     ({"layout": {"pipeline": 2, "zero": 2}}, "whole gradients", "choose 1"),
     ({"layout": {"pipeline": 2, "zero": 0}}, "out of the gradient norm", "choose 1"),
     ({"layout": {"pipeline": 3}}, "3 stages, but the model has 2 layers", "at most 2"),
-    ({"layout": {"tensor": 2}}, "2-way tensor parallelism", "choose 1"),
+    ({"layout": {"tensor": 3}}, "4 heads, 4 key/value heads, d_ff 64 and 512 tokens", "over 3 tensor ranks; nearest: 2 or 4"),
+    ({"layout": {"tensor": 4}, "model": {"kv_heads": 2}}, "2 key/value heads", "nearest: 2"),
+    ({"model": {"kv_heads": 3}}, "4 heads cannot share 3 key/value heads", "nearest: 2 or 4"),
+    ({"model": {"family": "lama"}}, "model.family: is 'lama'", "gpt or llama or vaswani"),
+    ({"model": {"position": "rotary", "d_model": 36}}, "a head has 9", "nearest heads: 3 or 6"),
+    ({"model": {"family": "vaswani", "d_model": 33, "heads": 3}}, "d_model 33 is odd", "nearest: 34"),
+    ({"model": {"norm": "batch"}}, "model.norm: is 'batch'", "layer or rms"),
+    ({"model": {"label_smoothing": 1.0}}, "model.label_smoothing: is 1.0", "below 1"),
+    ({"activation_checkpointing": "some"}, "activation_checkpointing: is 'some'", "none or selective or full"),
+    ({"optimizer": {"schedule": "noam", "warmup_steps": 0}}, "noam is defined by its warm-up", "at least 1"),
+    ({"layout": {"zero": 0}, "optimizer": {"offload": True}}, "optimizer.offload: ZeRO-0", "1, 2 or 3"),
+    ({"optimizer": {"offload": True, "fused": True}}, "the fused Adam runs on the GPU", "choose one"),
+    ({"layout": {"zero": 0}, "precision": "fp16"}, "ZeRO-0 with fp16", "choose 1"),
     ({"layout": {"zero": 4}}, "layout.zero: is 4", "0 or 1 or 2 or 3"),
     ({"layout": {"data": 3}}, "8 sequences do not divide into micro-batches of 2 on 3", "nearest: 6 or 12"),
     ({"batch": {"global_sequences": 1}}, "1 sequences do not divide", "nearest: 2"),
@@ -41,12 +64,12 @@ PROBLEMS = [
     ({"model": {"vocabulary": 256}}, "model.vocabulary: is 256", "at least 257"),
     ({"model": {"dropout": 1.0}}, "model.dropout: is 1.0", "below 1"),
     ({"optimizer": {"warmup_steps": 9}}, "is 9, more than the run's 5 steps", "at most 5"),
-    ({"optimizer": {"schedule": "cosin"}}, "optimizer.schedule: is 'cosin'", "cosine or linear or constant"),
+    ({"optimizer": {"schedule": "cosin"}}, "optimizer.schedule: is 'cosin'", "cosine or linear or constant or noam"),
     ({"optimizer": {"lr": 0}}, "optimizer.lr: is 0.0", "above 0"),
     ({"optimizer": {"betas": [0.9]}}, "optimizer.betas: must be a list of 2 numbers", ""),
     ({"optimizer": {"betas": [0.9, "x"]}}, "optimizer.betas[1]: must be a number, not a text", ""),
     ({"layout": {"zero": 0}, "precision": "bf16"}, "without an fp32 copy", "choose 1"),
-    ({"precision": "fp16"}, "precision: is 'fp16'", "fp32 or bf16"),
+    ({"precision": "fp8"}, "precision: is 'fp8'", "fp32 or bf16 or fp16"),
     ({"steps": True}, "steps: must be a whole number, not true or false", ""),
     ({"steps": 5.0}, "steps: must be a whole number, not a number", ""),
     ({"model": None}, "model: must be an object, not null", ""),
@@ -101,12 +124,35 @@ def test_degrees_that_do_not_multiply_to_the_ranks_name_the_nearest_choice() -> 
 
 
 def test_the_learning_rate_is_a_function_of_the_step() -> None:
+    def rates(optimizer: OptimizerSpec, steps: int, at: tuple[int, ...]) -> list[float]:
+        return [optimizer.lr_at(step, steps, d_model=512) for step in at]
+
     cosine = OptimizerSpec(lr=1.0, warmup_steps=10, schedule="cosine")
     linear = OptimizerSpec(lr=1.0, warmup_steps=10, schedule="linear")
     constant = OptimizerSpec(lr=1.0, warmup_steps=0, schedule="constant")
-    assert [cosine.lr_at(step, 110) for step in (1, 10, 60, 110)] == pytest.approx([0.1, 1.0, 0.55, 0.1])
-    assert [linear.lr_at(step, 110) for step in (10, 35, 110)] == pytest.approx([1.0, 0.775, 0.1])
-    assert [constant.lr_at(step, 4) for step in (1, 4)] == [1.0, 1.0]
+    to_nothing = OptimizerSpec(lr=1.0, schedule="linear", final_share=0.0)
+    assert rates(cosine, 110, (1, 10, 60, 110)) == pytest.approx([0.1, 1.0, 0.55, 0.1])
+    assert rates(linear, 110, (10, 35, 110)) == pytest.approx([1.0, 0.775, 0.1])
+    assert rates(constant, 4, (1, 4)) == [1.0, 1.0]
+    assert rates(to_nothing, 4, (1, 4)) == [0.75, 0.0]
+    # Equation 3 of the paper for its base model: the peak is at the end of the warm-up.
+    paper = OptimizerSpec(lr=1.0, warmup_steps=4000, schedule="noam")
+    assert rates(paper, 100_000, (1, 4000, 100_000)) == pytest.approx([1.747e-7, 6.988e-4, 1.398e-4], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_published_shape_is_a_model_section(name: str) -> None:
+    model = model_of_shape(PRESETS[name])
+    assert model.shape() == PRESETS[name]
+    run = {**tiny_run(Path("x")), "model": asdict(model)}
+    assert RunSpec.from_json(json.dumps(run)).model == model
+
+
+def test_a_family_settles_the_options_that_are_not_given() -> None:
+    run = tiny_run(Path("x"), model={"family": "llama", "kv_heads": 2, "activation": "relu", "tied": True})
+    shape = RunSpec.from_json(json.dumps(run)).model.shape()
+    assert (shape.norm, shape.position, shape.biases) == (Norm.RMS, Position.ROTARY, False)
+    assert (shape.activation, shape.tied, shape.key_value_heads) == (Activation.RELU, True, 2)
 
 
 def test_progress_is_read_up_to_a_line_its_writer_died_in() -> None:

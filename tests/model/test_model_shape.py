@@ -1,10 +1,23 @@
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 import pytest
 import torch
 
-from model.shape import PRESETS, Family, TransformerShape, state_bytes_per_rank
-from model.transformer import Block, LayerPlan, Transformer, layer_plans
+from model.shape import (
+    FAMILY_OPTIONS,
+    PRESETS,
+    Activation,
+    Family,
+    Norm,
+    Position,
+    TransformerShape,
+    state_bytes_per_rank,
+)
+from model.tensor_parallel import TensorGroup
+from model.transformer import Block, Recipe, Transformer, layer_plans
 
 PUBLISHED_TOTALS = {
     # Counted from the released weights: GPT-2 and Llama 3 on their model pages, GPT-3 from table 2.1 of its paper.
@@ -19,9 +32,9 @@ PUBLISHED_TOTALS = {
 }
 
 
-def a_shape(**changes: object) -> TransformerShape:
-    numbers = {"layers": 3, "d_model": 24, "heads": 4, "d_ff": 40, "vocabulary": 300, "positions": 16}
-    return TransformerShape(**{**numbers, **changes})  # type: ignore[arg-type]
+def a_shape(**changes: Any) -> TransformerShape:
+    numbers: dict[str, Any] = {"layers": 3, "d_model": 24, "heads": 4, "d_ff": 40, "vocabulary": 300, "positions": 16}
+    return TransformerShape(**{**numbers, **changes})
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -29,36 +42,70 @@ def test_a_preset_has_the_published_number_of_parameters(name: str) -> None:
     assert PRESETS[name].parameters().total == PUBLISHED_TOTALS[name]
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_the_built_module_has_exactly_the_counted_parameters_part_by_part(tied: bool) -> None:
-    shape = a_shape(tied=tied)
+OPTIONS = [
+    {},
+    {"tied": False},
+    {"biases": False, "kv_heads": 2},
+    {"norm": Norm.RMS, "position": Position.SINUSOIDAL},
+    {"activation": Activation.SWIGLU},
+    {**FAMILY_OPTIONS[Family.LLAMA], "kv_heads": 2},
+    FAMILY_OPTIONS[Family.VASWANI],
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_the_built_module_has_exactly_the_counted_parameters_part_by_part(options: dict[str, Any]) -> None:
+    shape = a_shape(**options)
     built = {"token_embedding": 0, "position_embedding": 0, "attention": 0, "feed_forward": 0, "norms": 0, "head": 0}
-    for name, parameter in Transformer(layer_plans(shape, dropout=0.0, seed=1)).named_parameters():
-        if "tied_modules" in name or name == "0.weight":
-            part = "token_embedding"
-        elif name == "1.weight":
-            part = "position_embedding"
-        elif "norm" in name or name.startswith("5."):
-            part = "norms"
-        elif name == "6.weight":
-            part = "head"
-        else:
-            part = "attention" if ".attention." in name else "feed_forward"
-        built[part] += parameter.numel()
+    parts = {
+        **{"0.weight": "token_embedding", "tied_modules.embedding.weight": "token_embedding", "1.weight": "position_embedding"},
+        **{"5.weight": "norms", "5.bias": "norms", "6.weight": "head"},
+    }
+    for name, parameter in Transformer(Recipe(shape, seed=1)).named_parameters():
+        within = "norms" if "norm" in name else "attention" if ".attention." in name else "feed_forward"
+        built[parts.get(name, within)] += parameter.numel()
     assert {**built, "total": sum(built.values())} == shape.parameters().as_dict()
 
 
-def test_the_fullest_stage_holds_its_blocks_and_the_larger_end() -> None:
-    shape = a_shape(layers=4)
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_largest_presets_are_built_as_they_are_counted(name: str) -> None:
+    with torch.device("meta"):
+        model = Transformer(Recipe(PRESETS[name], seed=1))
+    assert sum(parameter.numel() for parameter in model.parameters()) == PUBLISHED_TOTALS[name]
 
-    def size(plans: list[LayerPlan]) -> int:
+
+def rank_parameters(shape: TransformerShape, pipeline: int, tensor: int) -> list[int]:
+    """Parameters of every tensor rank of every stage, built."""
+    counts = []
+    for rank in range(tensor):
+        plans = layer_plans(Recipe(shape, seed=1, group=TensorGroup(rank, tensor)))
         modules = [plan.module(*plan.arguments) for plan in plans]
-        return sum(parameter.numel() for module in modules for parameter in module.parameters())
+        blocks = [index for index, plan in enumerate(plans) if plan.module is Block]
+        each = len(blocks) // pipeline
+        cuts = [0, *(blocks[stage * each] for stage in range(1, pipeline)), len(plans)]
+        if pipeline == 1 and shape.tied:
+            modules.pop()
+        counts += [
+            sum(parameter.numel() for module in modules[start:end] for parameter in module.parameters())
+            for start, end in itertools.pairwise(cuts)
+        ]
+    return counts
 
-    plans = layer_plans(shape, dropout=0.0, seed=1)
-    middle = [index for index, plan in enumerate(plans) if plan.module is Block][2]
-    assert shape.largest_stage_parameters(2) == max(size(plans[:middle]), size(plans[middle:]))
-    assert shape.largest_stage_parameters(1) == shape.parameters().total
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize(("pipeline", "tensor"), [(1, 1), (2, 1), (4, 1), (1, 2), (2, 2)])
+def test_the_fullest_rank_holds_its_share_of_the_blocks_and_the_larger_end(
+    options: dict[str, Any], pipeline: int, tensor: int
+) -> None:
+    shape = a_shape(layers=4, vocabulary=301, **options)
+    assert shape.largest_stage_parameters(pipeline, tensor) == max(rank_parameters(shape, pipeline, tensor))
+
+
+def test_ranks_that_a_shape_cannot_be_spread_over_are_refused() -> None:
+    with pytest.raises(ValueError, match="3 layers cannot fill 4 stages"):
+        a_shape().largest_stage_parameters(4)
+    with pytest.raises(ValueError, match="cannot be split over 3 tensor ranks"):
+        a_shape().largest_stage_parameters(1, 3)
 
 
 def test_flops_count_two_per_weight_and_the_attention_of_a_full_window() -> None:
@@ -76,44 +123,14 @@ def test_state_bytes_are_those_of_figure_1_of_the_zero_paper(stage: int, gigabyt
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"layers": 0}, "layers is 0"), ({"heads": 5}, "not divisible by 5"), ({"kv_heads": 3}, "3 key/value heads")],
+    [
+        ({"layers": 0}, "layers is 0"),
+        ({"heads": 5}, "not divisible by 5"),
+        ({"kv_heads": 3}, "3 key/value heads"),
+        ({"heads": 8, "position": Position.ROTARY}, "a head of 3"),
+        ({"d_model": 25, "heads": 5, "position": Position.SINUSOIDAL}, "d_model 25 is odd"),
+    ],
 )
-def test_numbers_that_make_no_transformer_are_refused(changes: dict[str, int], words: str) -> None:
+def test_numbers_that_make_no_transformer_are_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         a_shape(**changes)
-
-
-def test_a_shape_that_is_counted_but_not_built_is_refused() -> None:
-    with pytest.raises(ValueError, match="only the gpt family"):
-        layer_plans(a_shape(family=Family.LLAMA), dropout=0.0, seed=1)
-
-
-def test_a_token_sees_itself_and_those_before_it_only() -> None:
-    model = Transformer(layer_plans(a_shape(), dropout=0.0, seed=1))
-    tokens_BT = torch.arange(8)[None]
-    changed_BT = tokens_BT.clone()
-    changed_BT[0, 5] = 200
-    with torch.no_grad():
-        same_BT = (model.logits(tokens_BT) == model.logits(changed_BT)).all(dim=-1)
-    assert same_BT.tolist() == [[True] * 5 + [False] * 3]
-
-
-def test_an_untrained_model_knows_nothing() -> None:
-    model = Transformer(layer_plans(a_shape(), dropout=0.0, seed=1))
-    generator = torch.Generator().manual_seed(0)
-    tokens_BT, targets_BT = torch.randint(0, 300, (2, 16, 16), generator=generator)
-    assert abs(model(tokens_BT, targets_BT).item() - 5.704) < 0.05  # ln 300
-
-
-def test_first_values_depend_on_the_seed_and_not_on_what_was_built_before() -> None:
-    def first(seed: int) -> torch.Tensor:
-        return next(Transformer(layer_plans(a_shape(), dropout=0.0, seed=seed)).get_submodule("3").parameters())
-
-    def weights(seed: int) -> torch.Tensor:
-        block = layer_plans(a_shape(), dropout=0.0, seed=seed)[3]
-        return block.module(*block.arguments).get_parameter("attention.qkv.weight")
-
-    whole = Transformer(layer_plans(a_shape(), dropout=0.0, seed=1)).get_parameter("3.attention.qkv.weight")
-    assert torch.equal(whole, weights(1))
-    assert not torch.equal(whole, weights(2))
-    assert first(1).shape == (24,)

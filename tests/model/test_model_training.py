@@ -16,21 +16,12 @@ from model.contract import ExitCode, Heartbeat, RunSpec, newest_complete, verify
 from model.data import prepare_corpus
 
 STEPS = 24
-TOLERANCE = 1e-5
-"""Relative; sums in another order differ by some 1e-7 in fp32."""
 
 
 def finish(launch: Launch, *codes: int) -> Launch:
     """Waits for the run; the exit codes by rank must be `codes`, or all zero if none are given."""
     assert launch.wait() == (list(codes) or [ExitCode.DONE] * launch.spec.layout.ranks), launch.say()
     return launch
-
-
-def close(one: Launch, other: Launch) -> None:
-    """Both loss and gradient norm of every step: a wrong gradient scale hides behind AdamW in the loss alone."""
-    assert other.curve().keys() == one.curve().keys()
-    for step, pair in one.curve().items():
-        assert other.curve()[step] == pytest.approx(pair, rel=TOLERANCE), f"step {step}"
 
 
 def parity_spec(runs: Path, layout: dict[str, int]) -> RunSpec:
@@ -57,7 +48,7 @@ PIPELINE = {"pipeline": 2, "zero": 1}
 def together(start: Launcher, runs: Path) -> dict[str, Launch]:
     """Runs that nothing disturbs, started at once because starting is most of their time."""
     prepare_corpus(parity_spec(runs, SINGLE))
-    specs = {name_of(layout): parity_spec(runs, layout) for layout in (SINGLE, ZERO_3, PIPELINE)}
+    specs = {name_of(layout): parity_spec(runs, layout) for layout in (SINGLE, PIPELINE)}
     # With dropout, so that the random state counts.
     specs["dropout"] = tiny_spec(runs / "dropout", model={"dropout": 0.1}, checkpoint={"every_steps": 2})
     return {name: start(spec) for name, spec in specs.items()}
@@ -66,45 +57,6 @@ def together(start: Launcher, runs: Path) -> dict[str, Launch]:
 @pytest.fixture(scope="module")
 def single(together: dict[str, Launch]) -> Launch:
     return finish(together[name_of(SINGLE)])
-
-
-LAYOUTS = [
-    ZERO_3,
-    PIPELINE,
-    *(
-        pytest.param(layout, marks=pytest.mark.slow)
-        for layout in (
-            {"zero": 0},
-            {"data": 2, "zero": 0},
-            {"data": 2, "zero": 1},
-            {"data": 2, "zero": 2},
-            {"data": 4, "zero": 3},
-            {"pipeline": 2, "data": 2, "zero": 1},
-        )
-    ),
-]
-
-
-@pytest.mark.parametrize("layout", LAYOUTS, ids=name_of)
-def test_every_layout_has_the_same_losses_and_gradient_norms(
-    layout: dict[str, int], single: Launch, together: dict[str, Launch], start: Launcher, runs: Path
-) -> None:
-    launch = finish(together.get(name_of(layout)) or start(parity_spec(runs, layout)))
-    close(single, launch)
-    heldout = [step.heldout_loss for step in single.steps()]
-    assert [step.step for step in single.steps() if step.heldout_loss is not None] == [10, 20, STEPS]
-    assert [step.heldout_loss for step in launch.steps()] == [
-        value if value is None else pytest.approx(value, rel=TOLERANCE) for value in heldout
-    ]
-
-
-@pytest.mark.slow
-def test_an_untied_head_learns_the_same_in_a_pipeline(start: Launcher, runs: Path) -> None:
-    flat, staged = (
-        start(tiny_spec(runs / f"untied-{stages}", layout={"pipeline": stages}, model={"tied": False}, steps=3))
-        for stages in (1, 2)
-    )
-    close(finish(flat), finish(staged))
 
 
 def test_a_finished_run_tells_its_story(single: Launch) -> None:

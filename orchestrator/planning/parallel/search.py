@@ -70,7 +70,7 @@ def cases_of(layouts: list[tuple[int, ...]], job: PlanJob, cluster: GpuCluster) 
             "kv_heads": shape.key_value_heads,
             "ffn": shape.d_ff,
         },
-        **{"vocab": shape.vocabulary, "seq": job.sequence_tokens, "gated": shape.family == "llama", "tied": shape.tied},
+        **{"vocab": shape.vocabulary, "seq": job.sequence_tokens, "gated": shape.is_gated, "tied": shape.tied},
         **{
             "global_batch": job.global_sequences,
             "schedule": 0,

@@ -1,0 +1,75 @@
+"""What DeepSpeed is told about a run: its configuration, and the parameters it updates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from model.contract import RunSpec
+from model.dropout import DropoutClock
+from model.recompute import Recompute
+from model.tensor_parallel import ALONE, TensorGroup
+from model.transformer import Recipe
+
+
+def recipe_of(spec: RunSpec, group: TensorGroup = ALONE) -> Recipe:
+    """What the run's model is built from on a rank of `group`."""
+    return Recipe(
+        shape=spec.model.shape(),
+        seed=spec.seed,
+        dropout=spec.model.dropout,
+        label_smoothing=spec.model.label_smoothing,
+        recompute=Recompute(spec.activation_checkpointing),
+        group=group,
+        clock=DropoutClock(spec.seed),
+    )
+
+
+def parameter_groups(module: nn.Module, spec: RunSpec) -> list[dict[str, Any]]:
+    """Weight decay on matrices; none on biases and norms, which have one dimension."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": spec.optimizer.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def deepspeed_config(spec: RunSpec) -> dict[str, Any]:
+    """DeepSpeed's configuration for the run (deepspeed.ai/docs/config-json)."""
+    zero: dict[str, Any] = {"stage": spec.layout.zero}
+    if spec.optimizer.offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    return {
+        "train_batch_size": spec.batch.global_sequences,
+        "train_micro_batch_size_per_gpu": spec.batch.micro_sequences,
+        "gradient_accumulation_steps": spec.micro_batches,
+        "optimizer": _optimizer(spec),
+        "gradient_clipping": spec.optimizer.clip,
+        "zero_optimization": zero,
+        "bf16": {"enabled": spec.precision == "bf16"},
+        # Loss scale 2^16 at first, halved at an overflow and doubled after 1,000 steps without one.
+        "fp16": {"enabled": spec.precision == "fp16", "initial_scale_power": 16, "loss_scale_window": 1000},
+        # Our own progress lines say more; a number this large keeps DeepSpeed's away.
+        "steps_per_print": 10**9,
+    }
+
+
+def _optimizer(spec: RunSpec) -> dict[str, Any]:
+    optimizer = spec.optimizer
+    # torch_adam: the other Adams of DeepSpeed compile C++ or CUDA on first use.  An offloaded optimizer on a GPU's host
+    # is worth that; on a machine without GPUs there is nothing to gain.
+    compiled = optimizer.fused or (optimizer.offload and torch.cuda.is_available())
+    return {
+        "type": "AdamW" if optimizer.kind == "adamw" else "Adam",
+        "params": {
+            "lr": optimizer.lr,
+            "betas": list(optimizer.betas),
+            "eps": optimizer.eps,
+            "torch_adam": not compiled,
+            # Without it DeepSpeed makes AdamW of "Adam".
+            "adam_w_mode": optimizer.kind == "adamw",
+        },
+    }

@@ -1,0 +1,96 @@
+"""One truth across layouts: the same losses and gradient norms whichever way a run is spread over ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training_launch import Launch, Launcher, tiny_spec
+
+from model.contract import ExitCode, RunSpec
+from model.data import prepare_corpus
+
+STEPS = 20
+TOLERANCE = 1e-5
+"""Relative, of every loss and every gradient norm; sums in another order differ by some 1e-7 in fp32."""
+
+# In each of these clipping is active (the norms are several times 0.3), and so is dropout.
+GPT: dict[str, Any] = {"model": {"dropout": 0.1}}
+LLAMA: dict[str, Any] = {
+    "model": {"family": "llama", "kv_heads": 2, "label_smoothing": 0.1, "dropout": 0.1},
+    "activation_checkpointing": "full",
+}
+VASWANI: dict[str, Any] = {
+    "model": {"family": "vaswani", "dropout": 0.1},
+    "activation_checkpointing": "selective",
+    "optimizer": {"kind": "adam", "schedule": "noam", "lr": 0.5, "warmup_steps": 4},
+}
+MODELS = {"gpt": GPT, "llama": LLAMA, "vaswani": VASWANI}
+"""Tied and untied heads, every norm, position and activation, no, selective and full recomputation."""
+
+SINGLE = {"zero": 1}
+LAYOUTS: list[dict[str, int]] = [
+    {"data": 2, "zero": 1},
+    {"data": 2, "zero": 2},
+    {"data": 2, "zero": 3},
+    {"pipeline": 2, "zero": 1},
+    {"tensor": 2, "zero": 1},
+    {"pipeline": 2, "data": 2, "zero": 1},
+    {"pipeline": 2, "tensor": 2, "zero": 1},
+]
+MORE: list[dict[str, int]] = [
+    {"zero": 0},
+    {"tensor": 2, "zero": 0},
+    {"tensor": 2, "data": 2, "zero": 2},
+    {"tensor": 2, "data": 2, "zero": 3},
+    {"pipeline": 2, "tensor": 2, "data": 2, "zero": 1},
+]
+CASES = [
+    *((model, layout) for model in ("gpt", "llama") for layout in LAYOUTS),
+    *(("vaswani", layout) for layout in LAYOUTS[2::4]),
+    *(("gpt", layout) for layout in MORE),
+]
+
+
+def name_of(layout: dict[str, int]) -> str:
+    return "-".join(f"{degree}{number}" for degree, number in layout.items())
+
+
+def a_spec(runs: Path, model: str, layout: dict[str, int]) -> RunSpec:
+    changes = MODELS[model]
+    return tiny_spec(runs / f"{model}-{name_of(layout)}", layout=layout, steps=STEPS, **changes)
+
+
+def finish(launch: Launch) -> Launch:
+    assert launch.wait() == [ExitCode.DONE] * launch.spec.layout.ranks, launch.say()
+    return launch
+
+
+def difference(one: Launch, other: Launch) -> tuple[float, float]:
+    """The largest relative difference of a loss, and of a gradient norm."""
+    pairs = [(one.curve()[step], other.curve()[step]) for step in range(1, STEPS + 1)]
+    losses, norms = (max(abs(a[part] - b[part]) / abs(a[part]) for a, b in pairs) for part in (0, 1))
+    return losses, norms
+
+
+@pytest.fixture(scope="module")
+def singles(start: Launcher, runs: Path) -> dict[str, Launch]:
+    """Each model on one rank."""
+    specs = {model: a_spec(runs, model, SINGLE) for model in MODELS}
+    prepare_corpus(specs["gpt"])
+    return {model: finish(start(spec)) for model, spec in specs.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "layout"), CASES, ids=lambda value: value if isinstance(value, str) else name_of(value))
+def test_every_layout_has_the_losses_and_gradient_norms_of_one_rank(
+    model: str, layout: dict[str, int], singles: dict[str, Launch], start: Launcher, runs: Path
+) -> None:
+    launch = finish(start(a_spec(runs, model, layout)))
+    losses, norms = difference(singles[model], launch)
+    print(f"{model} {name_of(layout)}: losses {losses:.1e}, norms {norms:.1e}")
+    assert max(losses, norms) <= TOLERANCE
+    heldout = [line.heldout_loss for line in singles[model].steps()]
+    assert [line.step for line in launch.steps() if line.heldout_loss is not None] == [STEPS]
+    assert launch.steps()[-1].heldout_loss == pytest.approx(heldout[-1], rel=TOLERANCE)
