@@ -16,7 +16,7 @@ from model.manifest import MANIFEST_NAME, Manifest, step_folders
 from model.resumption import CheckpointError
 from model.state import StateReader
 from model.strict_json import build
-from model.transformer import Transformer, layer_plans
+from model.transformer import Recipe, Transformer
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def open_weights(path: Path) -> Weights:
 def load_model(path: Path) -> Transformer:
     """The model of a checkpoint with its weights, in fp32 on the CPU, ready to evaluate.  Raises CheckpointError."""
     weights = open_weights(path)
-    model = Transformer(layer_plans(weights.model.shape(), dropout=0.0, seed=0))
+    model = Transformer(Recipe(weights.model.shape(), seed=0))
     try:
         model.load_state_dict(dict(weights), strict=True)
     except RuntimeError as error:

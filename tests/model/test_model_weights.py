@@ -18,7 +18,7 @@ from model.contract import RunSpec, write_manifest
 from model.manifest import describe_file, files_in, step_folder_name
 from model.resumption import CheckpointError, manifest_for
 from model.state import KINDS, STATE_NAME, Fragment, state_text, tensor_name
-from model.transformer import Transformer, layer_plans
+from model.transformer import Recipe, Transformer
 from model.weights import load_model, open_weights
 
 
@@ -43,7 +43,7 @@ def write_checkpoint(spec: RunSpec, model: torch.nn.Module, step: int) -> Path:
 
 
 def a_model(spec: RunSpec) -> Transformer:
-    return Transformer(layer_plans(spec.model.shape(), dropout=0.0, seed=3))
+    return Transformer(Recipe(spec.model.shape(), seed=3))
 
 
 @pytest.fixture(params=[True, False], ids=["tied", "untied"])
