@@ -29,11 +29,12 @@ from model.manifest import (
     verify_manifest,
     write_manifest,
 )
-from model.run_rules import nearest_multiples, problems_of
+from model.run_rules import STANDARD_LIBRARY, nearest_multiples, problems_of
 from model.shape import Activation, Family, Norm, NormPlace, Position, TransformerShape, shape_of_family
 from model.strict_json import build, parse_object
 
 __all__ = [
+    "STANDARD_LIBRARY",
     "CheckpointChoice",
     "ContractError",
     "EventLine",
@@ -139,7 +140,8 @@ class DataSpec:
     """Where the text comes from and where its tokens are kept."""
 
     corpus: str
-    """`python-stdlib`: the sources of the running interpreter's standard library."""
+    """`python-stdlib`: the sources of the running interpreter's standard library; or the path of a folder of UTF-8 text files,
+    with a slash in it."""
     directory: str
     """Prepared once and reused; the prepared folder's name tells corpus, vocabulary and split."""
     heldout_fraction: float = 0.05

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Final
 
 from model.shape import FAMILY_OPTIONS, Activation, Family, Norm, NormPlace, Position
+
+STANDARD_LIBRARY: Final = "python-stdlib"
+"""The corpus that is on every machine."""
 
 
 def problems_of(spec: object) -> list[str]:
@@ -39,7 +42,6 @@ _AT_LEAST = {
     257: "model.vocabulary",
 }
 _CHOICES = {
-    "data.corpus": ("python-stdlib",),
     "model.family": tuple(Family),
     "model.norm": tuple(Norm),
     "model.norm_place": tuple(NormPlace),
@@ -62,6 +64,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model.rotary_base": (lambda base: 1 < base < math.inf, "must be above 1; 10000 is usual"),
     "model.norm_eps": (lambda eps: 0 < eps < 1, "must lie between 0 and 1; 1e-5 is usual"),
     "optimizer.final_share": (lambda share: share <= 1, "must be at most 1; 0.1 is usual"),
+    "data.corpus": (
+        lambda corpus: corpus == STANDARD_LIBRARY or "/" in corpus,
+        f"must be {STANDARD_LIBRARY}, or the path of a folder of text files with a slash in it: ./texts",
+    ),
     "data.heldout_fraction": (lambda share: 0 < share <= 0.5, "must be above 0 and at most 0.5; 0.05 is usual"),
     "guard.spike_deviations": (lambda number: 1 <= number < math.inf, "must be at least 1; 8 is usual"),
     "seed": (lambda seed: seed < 2**63, "must be below 2^63"),

@@ -25,7 +25,8 @@ from model.resumption import CheckpointError, Resumption
 
 if TYPE_CHECKING:
     from model.checkpoint import Checkpoints, Saved
-    from model.data import Batches, Corpus
+    from model.corpus import Corpus
+    from model.data import Batches
     from model.engine import Engine, StepResult
 
 COLLECTIVE_TIMEOUT_S = 1800.0
@@ -69,7 +70,7 @@ class StopRequest:
 def _run(spec: RunSpec, ranks: RankEnvironment, report: Reporter, stop: StopRequest) -> ExitCode:
     """Everything from the data to the end, with the errors an operator can act on told apart."""
     # numpy, torch and deepspeed take seconds to import, which a bad RUN.json should not cost.
-    from model.data import DataError, prepare_corpus
+    from model.corpus import DataError, prepare_corpus
 
     try:
         if ranks.rank == 0:
@@ -85,7 +86,7 @@ def _run(spec: RunSpec, ranks: RankEnvironment, report: Reporter, stop: StopRequ
         with as_peer_lost():
             join_ranks(COLLECTIVE_TIMEOUT_S)
             report.beat("data")
-            corpus = _same_corpus(spec)
+            corpus = _same_corpus(spec, ranks.rank)
             checkpoints = Checkpoints(spec, ranks.rank, ranks.world_size)
             resumption = checkpoints.find()
             report.beat("engine")
@@ -218,18 +219,20 @@ def _yardsticks(corpus: Corpus) -> dict[str, float]:
     return {"unigram_entropy_nats": facts.unigram_entropy_nats, "unigram_heldout_nats": facts.unigram_heldout_nats}
 
 
-def _same_corpus(spec: RunSpec) -> Corpus:
+def _same_corpus(spec: RunSpec, rank: int) -> Corpus:
     """The prepared corpus, after every rank has found the same one.
 
     Rank 0 has made it before it met the others; a rank that does not see rank 0's disk makes its own here.
     """
     # late: numpy, tokenizers, torch and deepspeed
-    from model.data import DataError, prepare_corpus
-    from model.engine_ranks import from_every_rank
+    from model.corpus import DataError, is_prepared, open_corpus, prepare_corpus, prepared_folder
+    from model.engine_ranks import from_every_rank, from_rank_zero
 
     found: Corpus | DataError
     try:
-        found = prepare_corpus(spec)
+        # Named by rank 0, for a rank on another machine may see the tokens and not the text.
+        folder = from_rank_zero(prepared_folder(spec) if rank == 0 else None)
+        found = open_corpus(folder) if is_prepared(folder) else prepare_corpus(spec)
         words = found.facts.digest
     except DataError as error:
         found = error
@@ -237,10 +240,10 @@ def _same_corpus(spec: RunSpec) -> Corpus:
     seen = from_every_rank(words)
     if isinstance(found, DataError):
         raise found
-    for rank, digest in enumerate(seen):
+    for other, digest in enumerate(seen):
         if digest != seen[0]:
             raise DataError(
-                f"rank {rank} has another corpus than rank 0 ({digest:.80} instead of {seen[0]:.80}); "
+                f"rank {other} has another corpus than rank 0 ({digest:.80} instead of {seen[0]:.80}); "
                 "use the same Python on every node, or a data.directory that all ranks share"
             )
     return found

@@ -15,7 +15,7 @@ import sys
 from typing import Any
 
 HEAVY = (
-    *("model.train", "model.checkpoint", "model.engine", "model.data"),
+    *("model.train", "model.checkpoint", "model.engine", "model.data", "model.corpus"),
     *("deepspeed.runtime.zero.stage_1_and_2", "deepspeed.runtime.zero.stage3", "torch._dynamo"),
 )
 

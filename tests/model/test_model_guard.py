@@ -10,7 +10,7 @@ import pytest
 from training_launch import Launch, Launcher, tiny_spec
 
 from model.contract import ExitCode, GuardSpec
-from model.data import prepare_corpus
+from model.corpus import prepare_corpus
 from model.guard import Guard
 
 STOP = GuardSpec(on_spike="stop")

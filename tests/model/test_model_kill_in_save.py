@@ -11,7 +11,7 @@ from breaking_points import POINTS
 from training_launch import Launch, Launcher, tiny_spec
 
 from model.contract import ExitCode, RunSpec, newest_complete
-from model.data import prepare_corpus
+from model.corpus import prepare_corpus
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ import pytest
 from training_launch import Launch, Launcher, tiny_spec
 
 from model.contract import LayoutSpec, RunSpec
-from model.data import prepare_corpus
+from model.corpus import prepare_corpus
 
 pytestmark = pytest.mark.slow
 

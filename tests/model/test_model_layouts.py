@@ -9,7 +9,7 @@ import pytest
 from training_launch import Launch, Launcher, tiny_spec
 
 from model.contract import ExitCode, RunSpec
-from model.data import prepare_corpus
+from model.corpus import prepare_corpus
 
 STEPS = 20
 TOLERANCE = 1e-5

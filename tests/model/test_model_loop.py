@@ -13,10 +13,12 @@ from training_launch import tiny_spec
 
 from model.checkpoint import Saved
 from model.contract import EventLine, ExitCode, Heartbeat, ProgressLine, read_progress
-from model.data import Batch, Corpus, CorpusFacts
+from model.corpus import Corpus, CorpusFacts
+from model.data import Batch
 from model.guard import Guard, Verdict
 from model.progress import Reporter
 from model.resumption import Resumption
+from model.tokens import Tokens
 from model.train import StopRequest, train
 
 
@@ -109,8 +111,8 @@ def run(
         unigram_heldout_nats=5.1,
         digest="",
     )
-    tokens_N = np.arange(1000, dtype=np.uint16) % 512
-    corpus = Corpus(facts, tokens_N, tokens_N, folder)
+    tokens = Tokens.of([np.arange(1000, dtype=np.uint16) % 512])
+    corpus = Corpus(facts, tokens, tokens, folder)
     report = Reporter(spec, 0)
     checkpoints: Any = FakeCheckpoints()
     fake: Any = engine

@@ -13,7 +13,7 @@ import pytest
 from training_launch import Launch, Launcher, tiny_spec
 
 from model.contract import ExitCode, Heartbeat, RunSpec, newest_complete, verify_manifest
-from model.data import prepare_corpus
+from model.corpus import prepare_corpus
 
 STEPS = 24
 
