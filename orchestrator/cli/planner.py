@@ -8,11 +8,13 @@ import click
 from orchestrator import wiring
 from orchestrator.cli.output import print_json, print_table
 from orchestrator.domain.run_row import RunRow
+from orchestrator.planning.parallel.leave_out import WAYS, LeftOut
 from orchestrator.planning.parallel.refit import Refit, as_modules, refit
-from orchestrator.planning.parallel.scoring import Score
+from orchestrator.planning.parallel.scoring import Score, mean_error
 from orchestrator.planning.parallel.validation import Validation, predict_rows, score, validate
 
 ROWS = click.argument("rows", type=click.Path(path_type=Path), nargs=-1, required=True)
+SOME_ROWS = click.argument("rows", type=click.Path(path_type=Path), nargs=-1)
 
 
 @click.group()
@@ -46,17 +48,30 @@ def fit(rows: tuple[Path, ...], output: Path, date: str) -> int:
 
 
 @planner.command()
-@ROWS
+@SOME_ROWS
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder for the JSON and the pictures.")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def bench(rows: tuple[Path, ...], output: Path, as_json: bool) -> int:
     """Fit on the CSV files ROWS with a fifth held back, five times over, and score the rows held back. Takes minutes."""
-    done = refit(_read(rows))
+    measured = _read(rows)
+    if not measured:
+        click.echo("no measured runs to fit: `make bench-planner` wants them in ../shared/data; nothing was measured", err=True)
+        return 0
+    done = refit(measured, tuple(WAYS))
     predicted = predict_rows(done.study, done.tables)
     scored = score(done.study, predicted, done.log_step, done.log_memory)
-    wiring.planner_files().write_json(output / "held_back.json", _as_data(scored))
+    data = _as_data(scored) | {"left_out": {way: _left_out_data(found) for way, found in done.left_out.items()}}
+    wiring.planner_files().write_json(output / "held_back.json", data)
     _draw(done, output)
-    _tell(scored, as_json)
+    if as_json:
+        print_json(data)
+        return 0
+    _tell(scored, as_json=False)
+    click.echo()
+    print_table(
+        ("held back at once", "groups", "mean error", "median", "p90", "worst groups"),
+        [_left_out_line(found) for found in done.left_out.values()],
+    )
     return 0
 
 
@@ -102,6 +117,25 @@ def _tell(validation: Validation, as_json: bool) -> None:
     for name, reasons in sorted(validation.reasons.items()):
         for reason, count in sorted(reasons.items()):
             click.echo(f"out of scope: {count} of {name}: {reason}")
+
+
+def _left_out_data(found: LeftOut) -> dict[str, object]:
+    error, p90, bias = mean_error(found.log_step)
+    worst = [{"group": name, "rows": rows, "error_mean": mean} for name, rows, mean in found.worst(10)]
+    return {
+        "groups": found.groups,
+        "error_mean": error,
+        "error_median": found.median,
+        "error_p90": p90,
+        "bias": bias,
+        "worst": worst,
+    }
+
+
+def _left_out_line(found: LeftOut) -> tuple[str, ...]:
+    error, p90, _ = mean_error(found.log_step)
+    worst = "; ".join(f"{name} ({rows}) {_percent(mean)}" for name, rows, mean in found.worst(3))
+    return (found.way, str(found.groups), _percent(error), _percent(found.median), _percent(p90), worst)
 
 
 def _line(row: Score) -> tuple[str, ...]:

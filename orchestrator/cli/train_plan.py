@@ -13,11 +13,11 @@ from orchestrator.domain.layout import Fits, Prediction
 from orchestrator.domain.run_row import RunMeasured, RunRow
 from orchestrator.planning.parallel.calibration import SKIPPED_STEPS, calibrate, calibrated
 from orchestrator.planning.parallel.cluster import GpuCluster, PlanJob, cluster_by_hand, cluster_of, plan_job_of, shape_of
-from orchestrator.planning.parallel.planner import Plan, plan
+from orchestrator.planning.parallel.planner import Plan, other_fleets, plan
 from orchestrator.planning.parallel.rows import inputs_of_job
 from orchestrator.planning.parallel.validation import FITTED, Tables
 
-CAP_SHARES = (1.0, 0.9, 0.8, 0.7, 0.6)
+CAP_SHARES = (0.9, 0.8, 0.7, 0.6)
 """Power caps that `--objective energy` tries, as shares of the GPU's rating."""
 
 
@@ -34,13 +34,21 @@ CAP_SHARES = (1.0, 0.9, 0.8, 0.7, 0.6)
 )
 @click.option("--precision", help="bf16, fp16, fp32, fp8 or fp4. Left out: the job's.")
 @click.option("--power-cap", type=click.FloatRange(min=50), help="Watts per GPU.")
+@click.option("--failures", type=click.FloatRange(min=0), help="Failures per node and day. Left out: those of Llama 3's fleet.")
+@click.option("--restart-min", type=click.FloatRange(min=0), help="Minutes from a failure to training again. Left out: 10.")
+@click.option(
+    "--storage-gb-s", type=click.FloatRange(min=0.001), help="Rate at which a node writes checkpoints. Left out: 2 GB/s."
+)
 @click.option("--objective", type=click.Choice(("time", "energy")), default="time", show_default=True, help="What is made small.")
 @click.option("--top", type=click.IntRange(min=1, max=100), default=5, show_default=True, help="Layouts to show.")
 @click.option("--explain", is_flag=True, help="Term by term, and why not the others.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="With --explain: a picture of the terms (PNG).")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def plan_layouts(job: Path, preset: str | None, framework: str, precision: str | None, **rest: Any) -> int:
-    """Which layout to train JOB with: every one that divides, ranked by predicted time, with intervals. Changes nothing."""
+    """Which layout to train JOB with: every one that divides, ranked by the time of the whole run. Changes nothing.
+
+    That time is all steps' over the share of it that checkpoints and failures leave; each step time comes with its interval.
+    """
     loaded = wiring.load_job(job)
     shape = shape_of(loaded.job, preset)
     asked = plan_job_of(loaded.job, shape, precision, framework)
@@ -53,7 +61,7 @@ def plan_layouts(job: Path, preset: str | None, framework: str, precision: str |
         return 0
     _tell(found)
     if rest["explain"]:
-        _explain(found)
+        _explain(found, other_fleets(found.job, found.cluster, tables))
     return 0
 
 
@@ -71,7 +79,7 @@ def calibrate_planner(runs: tuple[str, ...], gpu: str, as_json: bool) -> int:
         rows += wiring.read_run_rows(Path(name)) if name.endswith(".csv") else [_row_of_run(name, gpu)]
     found = calibrate(rows)
     path = wiring.home() / "planner.json"
-    wiring.planner_files().write_json(path, {"values": found.values, "intervals": found.intervals, "runs": found.runs})
+    wiring.planner_files().write_json(path, {"factors": found.values, "intervals": found.intervals, "runs": found.runs})
     if as_json:
         print_json(asdict(found))
         return 0
@@ -107,15 +115,22 @@ def _cluster(job_nodes: int, options: dict[str, Any]) -> GpuCluster:
         cluster = cluster_of(wiring.load_spec(options["spec"]).spec, nodes, network)
     else:
         raise BadInput("for which cluster?", "say --spec SPEC, or --gpu with --gpus-per-node and --nodes")
-    return replace(cluster, gpu_power_cap_w=options["power_cap"]) if options["power_cap"] else cluster
+    said = {
+        "gpu_power_cap_w": options["power_cap"],
+        "failures_per_node_day": options["failures"],
+        "restart_s": None if options["restart_min"] is None else 60.0 * options["restart_min"],
+        "storage_gb_s_per_node": options["storage_gb_s"],
+    }
+    return replace(cluster, **{name: value for name, value in said.items() if value is not None})
 
 
 def _best_plan(job: PlanJob, cluster: GpuCluster, objective: str, top: int, tables: Tables) -> Plan:
     if objective == "time":
         return plan(job, cluster, keep=top, tables=tables)
-    caps = [cluster.gpu.power_w * share for share in CAP_SHARES]
+    most = cluster.gpu_power_cap_w or cluster.gpu.power_w
+    caps = [most, *(cap for share in CAP_SHARES if (cap := cluster.gpu.power_w * share) < most)]
     plans = [plan(job, replace(cluster, gpu_power_cap_w=cap), keep=top, tables=tables) for cap in caps]
-    return min(plans, key=lambda found: found.best.energy_kwh_per_step)
+    return min(plans, key=lambda found: found.best.run_kwh)
 
 
 def _tell(found: Plan) -> None:
@@ -127,14 +142,16 @@ def _tell(found: Plan) -> None:
     )
     if best.fits is not Fits.YES:
         click.echo("none fits for certain: try the first with a few steps before relying on it", err=True)
-    headers = ("layout", "step s", "90% of runs", "tokens/s", "MFU", "GiB", "fits", "kW/node")
+    headers = ("layout", "step s", "90% of runs", "tokens/s", "MFU", "GiB", "fits", "kW/node", "kept", "days")
     print_table(headers, [_line(prediction) for prediction in found.ranked])
-    seconds = found.job.steps * best.step_s / best.goodput
-    energy = found.job.steps * best.energy_kwh_per_step / best.goodput
+    lost = ", ".join(f"{100 * share:.1f}% {_LOST[name]}" for name, share in best.lost.items())
     click.echo(
-        f"{found.job.steps} steps take {seconds / 86_400:.2f} days and {energy:,.1f} kWh; {100 * best.goodput:.1f}% "
-        f"of the time is kept when a checkpoint is written every {best.checkpoint_every_s / 60:.0f} min"
+        f"{found.job.steps} steps take {best.run_s / 86_400:.2f} days and {best.run_kwh:,.1f} kWh; {100 * best.goodput:.1f}% "
+        f"of the time is kept, {lost}, with a checkpoint every {best.checkpoint_every_s / 60:.0f} min"
     )
+
+
+_LOST = {"checkpoints": "goes into checkpoints", "again": "into steps done again", "restarts": "into restarts"}
 
 
 def _line(row: Prediction) -> tuple[str, ...]:
@@ -147,10 +164,12 @@ def _line(row: Prediction) -> tuple[str, ...]:
         f"{row.memory_bytes / 2**30:.1f}",
         str(row.fits),
         f"{row.node_power_w / 1000:.1f}",
+        f"{100 * row.goodput:.1f}%",
+        f"{row.run_s / 86_400:.3g}",
     )
 
 
-def _explain(found: Plan) -> None:
+def _explain(found: Plan, fleets: list[tuple[int, Prediction]]) -> None:
     best = found.best
     click.echo("\nwhere the time goes, seconds per step:")
     print_table(
@@ -160,6 +179,21 @@ def _explain(found: Plan) -> None:
     )
     click.echo("\nmemory of the fullest GPU, GiB:")
     print_table(("part", "#1"), [(name, f"{size / 2**30:.2f}") for name, size in best.memory_parts_bytes.items()])
+    click.echo("\nfleets of other sizes, failures included:")
+    print_table(
+        ("nodes", "layout", "step s", "kept", "days", "MWh"),
+        [
+            (
+                str(nodes),
+                str(row.layout),
+                f"{row.step_s:.3f}",
+                f"{100 * row.goodput:.1f}%",
+                f"{row.run_s / 86_400:.3g}",
+                f"{row.run_kwh / 1e3:.3g}",
+            )
+            for nodes, row in sorted([*fleets, (found.cluster.nodes, best)])
+        ],
+    )
     click.echo("\nwhy not the others:")
     for what, other in found.alternatives:
         if other is not None:

@@ -87,5 +87,11 @@ class Prediction:
     energy_kwh_per_step: float
     goodput: float
     """Share of wall-clock time that ends up in kept steps: checkpoints, failures and repeated steps taken off."""
+    lost: Mapping[str, float] = field(default_factory=dict)
+    """Where the rest goes: "checkpoints", "again" (steps repeated), "restarts"; with `goodput` they add up to 1."""
     checkpoint_every_s: float
     """The interval at which that share is largest (Young 1974; Daly 2006)."""
+    run_s: float
+    """Wall-clock time of all steps of the job at that goodput: what plans are ranked by."""
+    run_kwh: float
+    """Energy of all of it."""

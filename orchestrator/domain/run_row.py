@@ -16,6 +16,10 @@ class RunInputs:
     workload: str = "pretrain"
     """pretrain, proxy (fewer layers), sft, lora, ablation, oom (did not fit), memory-only."""
     arch: str = "dense"
+    parameters_b: float | None = None
+    """Parameters in billions (10^9), as the source names the model."""
+    ep: int | None = None
+    """Expert-parallel ranks; more than 1 only where there are experts."""
     layers: int | None = None
     hidden: int | None = None
     heads: int | None = None

@@ -9,12 +9,12 @@ from orchestrator.domain.errors import BadInput
 
 
 def read_calibration(path: Path) -> tuple[dict[str, dict[str, float]], dict[str, tuple[float, float]]]:
-    """Values and intervals of a calibration file; both empty where there is none. Raises BadInput for a file that is none."""
+    """Factors and intervals of a calibration file; both empty where there is none. Raises BadInput for a file that is none."""
     if not path.exists():
         return {}, {}
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        values = {str(name): {str(key): float(value) for key, value in row.items()} for name, row in data["values"].items()}
+        values = {str(name): {str(key): float(value) for key, value in row.items()} for name, row in data["factors"].items()}
         intervals = {str(key): (float(low), float(high)) for key, (low, high) in data["intervals"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(

@@ -13,7 +13,7 @@ REQUIRED_COLUMNS = ("gpu", "n_gpus")
 
 _INTEGERS = (
     *("layers", "hidden", "heads", "kv_heads", "ffn_hidden", "vocab", "seq_len", "n_gpus", "gpus_per_node"),
-    *("dp", "tp", "pp", "vpp", "cp", "zero_stage", "micro_batch", "global_batch"),
+    *("dp", "tp", "pp", "vpp", "cp", "ep", "zero_stage", "micro_batch", "global_batch"),
 )
 
 
@@ -38,15 +38,15 @@ def read_run_rows(path: Path) -> tuple[RunRow, ...]:
 def _row(line: int, cells: Mapping[str | None, str | list[str] | None]) -> RunRow:
     text = {name: value.strip() for name, value in cells.items() if isinstance(name, str) and isinstance(value, str)}
     whole = {name: _integer(text.get(name, "")) for name in _INTEGERS}
-    gated = _number(text.get("gated_mlp", ""))
     inputs = RunInputs(
         gpu=text.get("gpu", ""),
         framework=text.get("framework", ""),
         model=text.get("model", ""),
         workload=text.get("workload", "") or "pretrain",
         arch=text.get("arch", "") or "dense",
-        gated_mlp=None if gated is None else gated != 0,
-        internode_gbit_s_per_node=_number(text.get("internode_bw_gbps_per_node", "")),
+        parameters_b=_positive(text.get("model_params_b", "")),
+        gated_mlp=_yes_or_no(text.get("gated_mlp", "")),
+        internode_gbit_s_per_node=_positive(text.get("internode_bw_gbps_per_node", "")),
         act_ckpt=text.get("act_ckpt") or None,
         precision=text.get("precision") or None,
         **whole,
@@ -56,24 +56,37 @@ def _row(line: int, cells: Mapping[str | None, str | list[str] | None]) -> RunRo
         tokens_per_s_per_gpu=_positive(text.get("tokens_per_s_per_gpu", "")),
         memory_gb=_positive(text.get("mem_gb_per_gpu", "")),
         memory_kind=text.get("mem_kind", ""),
-        out_of_memory=inputs.workload == "oom",
+        out_of_memory="oom" in inputs.workload.lower() or "out of memory" in inputs.workload.lower(),
     )
     return RunRow(text.get("id") or f"line {line}", text.get("source") or text.get("framework") or "unnamed", inputs, measured)
 
 
 def _number(text: str) -> float | None:
+    """A number, also with thousands separators, in the way people write it; None for what is none."""
     try:
-        value = float(text)
+        value = float(text.replace(",", "").replace("_", "").lstrip("~≈<>").strip())
     except ValueError:
         return None
-    return value if math.isfinite(value) else None
+    return value if math.isfinite(value) and abs(value) < LARGEST else None
+
+
+LARGEST = 1e30
+"""No quantity of a training run is larger; beyond it sums of squares leave the range of floating-point numbers."""
 
 
 def _positive(text: str) -> float | None:
     value = _number(text)
-    return value if value is not None and value > 0 else None
+    return value if value is not None and value > 1.0 / LARGEST else None
 
 
 def _integer(text: str) -> int | None:
     value = _number(text)
     return int(value) if value is not None and value == int(value) and value >= 0 else None
+
+
+def _yes_or_no(text: str) -> bool | None:
+    number = _number(text)
+    if number is not None:
+        return number != 0
+    word = text.lower()
+    return True if word in ("true", "yes", "y", "swiglu", "geglu", "gated") else False if word in ("false", "no", "n") else None

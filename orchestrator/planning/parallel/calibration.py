@@ -14,7 +14,7 @@ import numpy as np
 from orchestrator.domain.errors import BadInput
 from orchestrator.domain.run_row import RunRow
 from orchestrator.planning.parallel.cases import Floats
-from orchestrator.planning.parallel.constants import FABRICS, Table, resolve
+from orchestrator.planning.parallel.constants import FABRICS, Constants, kinds_of, look_up
 from orchestrator.planning.parallel.fitting import Free, fit
 from orchestrator.planning.parallel.memory import with_recompute
 from orchestrator.planning.parallel.step_time import step_time
@@ -32,7 +32,7 @@ class Calibration:
     """What the runs changed."""
 
     values: Mapping[str, Mapping[str, float]]
-    """Constant → key → new value."""
+    """Constant → key "family|software" → new factor."""
     intervals: Mapping[str, tuple[float, float]]
     runs: int
     error_before: float
@@ -56,11 +56,12 @@ def calibrate(rows: Sequence[RunRow], tables: Tables = FITTED) -> Calibration:
     keys = sorted(set(zip(families, softwares, strict=True)))
     free = [Free(name, f"{family}|{software}", spread) for family, software in keys for name, spread in SPREADS.items()]
 
-    def errors(table: Table) -> Floats:
-        return np.log(step_time(cases, resolve(table, cases)).total_s / measured)
+    def errors(values: Mapping[str, Floats]) -> Floats:
+        return np.log(step_time(cases, Constants(**values)).total_s / measured)
 
-    before = errors(tables.step_time)
-    found = fit(tables.step_time, free, errors, np.ones(size), knee=0.2)
+    kinds = kinds_of(cases)
+    before = errors(look_up(tables.step_time, kinds, list(tables.step_time)))
+    found = fit(tables.step_time, free, kinds, errors, np.ones(size), knee=0.2)
     values: dict[str, dict[str, float]] = {}
     for item in free:
         values.setdefault(item.name, {})[item.key] = found.table[item.name][item.key]

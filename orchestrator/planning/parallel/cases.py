@@ -68,6 +68,10 @@ class Case:
     per_node: float
     network: float
     """Bytes/s of one GPU's share of its node's network, one direction."""
+    leaf_gpus: float
+    """GPUs that reach each other without a spine: under one leaf switch, or one set of rail switches."""
+    spine_share: float
+    """Of the network's rate, what is left above the leaf: 1 for a fabric without oversubscription."""
     gpu_power_w: float
 
 

@@ -8,6 +8,7 @@ from model.shape import PRESETS, TransformerShape
 from orchestrator.domain.errors import BadInput
 from orchestrator.domain.job import JobSpec
 from orchestrator.domain.spec import ClusterSpec
+from orchestrator.planning.parallel.fabric import fabric_of
 from orchestrator.planning.parallel.gpus import GPUS, GpuType, find_gpu
 
 NODE_FAILURES_PER_DAY = 0.0038
@@ -25,6 +26,10 @@ class GpuCluster:
     nvlink_domain: int
     node_idle_w: float
     node_max_w: float
+    leaf_nodes: int = 32
+    """Nodes on one leaf switch, or one set of rail switches; 32 in NVIDIA's DGX SuperPOD reference architecture."""
+    spine_share: float = 1.0
+    """Of a node's network rate, what the spines leave: 1 without oversubscription."""
     failures_per_node_day: float = NODE_FAILURES_PER_DAY
     restart_s: float = 600.0
     """From a failure to training again: noticing, replacing, launching, loading."""
@@ -70,7 +75,10 @@ def cluster_of(spec: ClusterSpec, nodes: int, network_gbit_s_per_node: float | N
             f"{nodes} nodes are asked for and {spec.cluster} has {available} of {name}", f"needs {nodes - available} more nodes"
         )
     gpu = known_gpu(sku.gpus.model)
+    fabric = fabric_of(spec, name)
     return GpuCluster(
+        leaf_nodes=fabric.leaf_nodes,
+        spine_share=fabric.spine_share,
         gpu=gpu,
         nodes=nodes,
         gpus_per_node=sku.gpus.count,

@@ -4,19 +4,30 @@
 stas00/ml-engineering; the
 share of NCCL's rate that is left in training: vTrain, MICRO 2024; bytes and passes counted from the kernels). `fitted.py`
 holds what
-the rows made of them. A constant may differ by GPU family, by framework family, by both, and by whether a network lies between.
+the rows made of them. A constant may differ by GPU family, by framework family, by both, and by whether a network lies between:
+each of these is a factor on the general value, so that a GPU or a framework without rows of its own has what all others have in
+common (partial pooling; Gelman and Hill 2007, chapter 12).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from orchestrator.planning.parallel.cases import Cases, Floats
 
 Table: TypeAlias = Mapping[str, Mapping[str, float]]
-"""Constant → key → value. Keys: "family|software", "software@fabric", "software", "family", or "" for all others."""
+"""Constant → key → number. Key "": the general value. The other keys ("family", "software", "software@fabric",
+"family|software") hold factors on it; all that apply are multiplied."""
+
+SHARES = frozenset(
+    {"data_overlap", "shard_overlap", "context_exposed", "tensor_exposed", "boundary_exposed", "wave_power", "imbalance_share"}
+    | {"slow_network", "nvlink_reach", "network_reach", "boundary_reach", "gemm", "gemm_low", "gemm_4bit", "flash_reach"}
+)
+"""Constants that cannot exceed 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +89,11 @@ class Constants:
     nvlink_reach: Floats
     """Share of NVLink's rate in training."""
     nvlink_alpha_s: Floats
-    """Per collective."""
+    """Per collective, more than NCCL alone takes: launching it, and waiting for the slowest rank."""
     network_reach: Floats
     """Share of the network's rate in training."""
     network_alpha_s: Floats
-    """Per collective and doubling of nodes."""
+    """The same per collective and doubling of nodes."""
     boundary_reach: Floats
     """Share of the network's rate for sends between stages."""
     boundary_alpha_s: Floats
@@ -106,8 +117,8 @@ class Constants:
 
 
 STARTS: Table = {
-    "gemm": {"": 0.8, "A100": 0.87, "H100": 0.8, "H100-500W": 0.7, "B200": 0.776, "B300": 0.776, "V100": 0.8, "MI300X": 0.51},
-    "gemm_low": {"": 0.7, "H100": 0.7, "B200": 0.76, "B300": 0.8, "MI300X": 0.45},
+    "gemm": {"": 0.8, "A100": 1.09, "H100": 1, "H100-500W": 0.875, "B200": 0.97, "B300": 0.97, "V100": 1, "MI300X": 0.637},
+    "gemm_low": {"": 0.7, "H100": 1, "B200": 1.09, "B300": 1.14, "MI300X": 0.643},
     "gemm_4bit": {"": 0.5},
     "cast_passes": {"": 1.0},
     "imbalance_share": {"": 0.7},
@@ -120,7 +131,7 @@ STARTS: Table = {
     "odd_cost": {"": 0.05},
     "backward_matmul": {"": 1.0},
     "selective_share": {"": 0.2},
-    "flash_reach": {"": 0.45, "A100": 0.45, "H100": 0.42, "B200": 0.45, "B300": 0.5},
+    "flash_reach": {"": 0.45, "A100": 1, "H100": 0.933, "B200": 1, "B300": 1.11},
     "head_half": {"": 32.0},
     "scores_reach": {"": 0.4},
     "score_passes": {"": 6.0},
@@ -134,15 +145,15 @@ STARTS: Table = {
     "step_fixed_s": {"": 1e-2},
     "optimizer_bytes": {"": 36.0},
     "nvlink_reach": {"": 0.6},
-    "nvlink_alpha_s": {"": 3e-5},
+    "nvlink_alpha_s": {"": 1.5e-5},
     "network_reach": {"": 0.6},
-    "network_alpha_s": {"": 5e-5},
+    "network_alpha_s": {"": 2e-5},
     "boundary_reach": {"": 0.7},
     "boundary_alpha_s": {"": 5e-5},
     "tensor_exposed": {"": 1.0},
     "context_exposed": {"": 0.3},
     "gradient_wire_bytes": {"": 3.0},
-    "data_overlap": {"": 0.5, "megatron-deepspeed": 0.15},
+    "data_overlap": {"": 0.5, "megatron-deepspeed": 0.3},
     "pace": {"": 1.0},
     "odd_head_64": {"": 0.1},
     "slow_network": {"": 0.8},
@@ -166,31 +177,47 @@ FABRICS = ("node", "network")
 
 
 def keys_of(family: str, software: str, fabric: str) -> tuple[str, ...]:
-    """Where a constant is looked up, most special first."""
-    return (f"{family}|{software}", f"{software}@{fabric}", software, family, "")
+    """The keys whose numbers a case multiplies, the most general first."""
+    return ("", family, software, f"{software}@{fabric}", f"{family}|{software}")
 
 
-def resolve(table: Table, cases: Cases) -> Constants:
-    """The constants of step time for every case."""
-    return Constants(**look_up(table, cases, [field.name for field in fields(Constants)]))
+@dataclass(frozen=True, slots=True)
+class Kinds:
+    """The distinct (GPU family, framework family, fabric) of many cases."""
+
+    triples: tuple[tuple[str, str, str], ...]
+    index: NDArray[np.intp]
+    """Per case, which of them it is."""
+
+    def has(self, key: str) -> NDArray[np.bool_]:
+        """Per case, whether it multiplies the number of `key`."""
+        return np.array([key in keys_of(*triple) for triple in self.triples], dtype=np.bool_)[self.index]
 
 
-def look_up(table: Table, cases: Cases, names: Sequence[str]) -> dict[str, Floats]:
-    """Each named constant for every case, by the most special key that the table holds."""
+def kinds_of(cases: Cases) -> Kinds:
+    """The kinds of the given cases."""
     size = len(cases)
-    families, softwares = (np.broadcast_to(np.array(keys), (size,)) for keys in (cases.families, cases.softwares))
-    crosses = np.broadcast_to(cases.dp * cases.tp * cases.pp * cases.cp > cases.per_node, (size,))
+    crosses = np.broadcast_to(cases.dp * cases.tp * cases.pp * cases.cp > cases.per_node, (size,)).astype(np.intp)
     if len(cases.families) == len(cases.softwares) == 1:
-        kinds = [(families[0], softwares[0], fabric) for fabric in FABRICS]
-        index = crosses.astype(np.intp)
-    else:
-        triples = list(zip(families.tolist(), softwares.tolist(), (FABRICS[int(c)] for c in crosses), strict=True))
-        kinds = sorted(set(triples))
-        position = {kind: i for i, kind in enumerate(kinds)}
-        index = np.array([position[triple] for triple in triples], dtype=np.intp)
+        return Kinds(tuple((cases.families[0], cases.softwares[0], fabric) for fabric in FABRICS), crosses)
+    families, softwares = (np.broadcast_to(np.array(keys), (size,)).tolist() for keys in (cases.families, cases.softwares))
+    triples = list(zip(families, softwares, (FABRICS[c] for c in crosses.tolist()), strict=True))
+    distinct = sorted(set(triples))
+    position = {triple: i for i, triple in enumerate(distinct)}
+    return Kinds(tuple(distinct), np.array([position[triple] for triple in triples], dtype=np.intp))
+
+
+def resolve(table: Table, cases: Cases, kinds: Kinds | None = None) -> Constants:
+    """The constants of step time for every case."""
+    return Constants(**look_up(table, kinds or kinds_of(cases), [field.name for field in fields(Constants)]))
+
+
+def look_up(table: Table, kinds: Kinds, names: Sequence[str]) -> dict[str, Floats]:
+    """Each named constant for every case: the general value times the factors that the table holds for its kind."""
     values: dict[str, Floats] = {}
     for name in names:
         row = table[name]
-        each = np.array([next(row[key] for key in keys_of(*kind) if key in row) for kind in kinds], dtype=np.float64)
-        values[name] = each[index] if len(kinds) > 1 else each
+        each = np.array([math.prod(row.get(key, 1.0) for key in keys_of(*triple)) for triple in kinds.triples])
+        each = np.minimum(each, 1.0) if name in SHARES else each
+        values[name] = each[kinds.index] if len(set(each.tolist())) > 1 else each[:1]
     return values

@@ -21,6 +21,12 @@ PER_SOFTWARE: Mapping[str, float] = {
     **{"whole_passes": 0.4, "split_passes": 0.4, "launch_s": 0.8, "launch_jitter": 1.0, "step_fixed_s": 1.0, "loss_passes": 0.4},
     **{"nvlink_alpha_s": 0.7, "gradient_wire_bytes": 0.3},
 }
+IN_COMMON: Mapping[str, float] = {
+    **{"whole_passes": 0.3, "split_passes": 0.3, "loss_passes": 0.3, "step_fixed_s": 0.7, "optimizer_bytes": 0.2, "pace": 0.1},
+    **{"boundary_exposed": 0.5, "imbalance_share": 0.4, "context_exposed": 0.4, "shard_overlap": 0.1, "data_overlap": 0.4},
+    **{"network_reach": 0.3, "gradient_wire_bytes": 0.2},
+}
+"""The general value of what each framework may also have a factor of its own on: what frameworks have in common."""
 OWN_KERNELS = ("megatron-deepspeed", "composer")
 """Families whose matrix products are shaped by enough rows for ramps of their own."""
 EAGER = ("megatron-deepspeed", "zero-bubble", "megatron-2021")
@@ -37,7 +43,7 @@ def free_constants(cases: Cases) -> tuple[Free, ...]:
     size = len(cases)
     families = np.broadcast_to(np.array(cases.families), (size,))
     softwares = np.broadcast_to(np.array(cases.softwares), (size,))
-    free = [Free(name, "", spread) for name, spread in EVERYWHERE.items()]
+    free = [Free(name, "", spread) for name, spread in {**EVERYWHERE, **IN_COMMON}.items()]
     for family in sorted(set(families.tolist())):
         free += [Free(name, family, spread) for name, spread in PER_GPU.items()]
         if np.any((families == family) & (cases.low >= 1)):

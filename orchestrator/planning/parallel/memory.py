@@ -11,8 +11,8 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from orchestrator.planning.parallel.cases import RECOMPUTE, Cases, Floats
-from orchestrator.planning.parallel.constants import Table, look_up
+from orchestrator.planning.parallel.cases import RECOMPUTE, SCHEDULES, Cases, Floats
+from orchestrator.planning.parallel.constants import Table, kinds_of, look_up
 from orchestrator.planning.parallel.sizes import block_parameters, stages_of
 
 IN_FLIGHT = (1.0, 1.0, 2.0, 1.0, 0.5, 1.0 / 3.0)
@@ -62,7 +62,13 @@ class Memory:
 
 def memory_of(cases: Cases, table: Table) -> Memory:
     """Predict the memory of every case."""
-    m = MemoryConstants(**look_up(table, cases, [field.name for field in fields(MemoryConstants)]))
+    return memory_from(
+        cases, MemoryConstants(**look_up(table, kinds_of(cases), [field.name for field in fields(MemoryConstants)]))
+    )
+
+
+def memory_from(cases: Cases, m: MemoryConstants) -> Memory:
+    """The same from the constants of each case."""
     stages = stages_of(cases)
     candidates = (
         _stage(cases, m, stages.first_parameters, stages.first_layers, _in_flight(cases, behind=0), at_end=cases.pp == 1),
@@ -151,4 +157,5 @@ def _in_flight(cases: Cases, behind: int) -> Floats:
         return np.minimum(np.where(cases.schedule >= 3, factor * cases.pp, factor), micro_batches)
     chunks = np.where(cases.vpp > 1, 1.0 + (cases.pp - 1.0) / (cases.pp * cases.vpp), 1.0)
     depth = np.where(cases.schedule >= 2, factor * cases.pp, factor * np.maximum(cases.pp - behind, 1.0)) * chunks
+    depth = depth + (cases.schedule == SCHEDULES["zb-1p"])  # its weight gradients wait: one micro-batch's inputs more
     return np.where(cases.pp > 1, np.minimum(depth, micro_batches), 1.0)

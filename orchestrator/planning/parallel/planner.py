@@ -14,9 +14,10 @@ from orchestrator.planning.parallel.cases import Cases, Floats
 from orchestrator.planning.parallel.cluster import GpuCluster, PlanJob, check_job
 from orchestrator.planning.parallel.communication import boundary_s
 from orchestrator.planning.parallel.constants import Constants
+from orchestrator.planning.parallel.goodput import Goodput, goodput_of
 from orchestrator.planning.parallel.intervals import ends
 from orchestrator.planning.parallel.memory import ROOM, Memory, memory_of
-from orchestrator.planning.parallel.power import capped, goodput_of, node_power_w
+from orchestrator.planning.parallel.power import capped, node_power_w
 from orchestrator.planning.parallel.search import Limits, cases_of, layout_of, layouts_of
 from orchestrator.planning.parallel.simulate import Chunk, pipeline_s
 from orchestrator.planning.parallel.sizes import stages_of
@@ -26,8 +27,6 @@ from orchestrator.planning.parallel.validation import FITTED, Tables
 
 REPLAYED = 4
 """Candidates at the top whose pipelines are played event by event before the order is final."""
-GOOD_TRAINING_BYTES = 14.0
-"""Of one parameter in a checkpoint: 16-bit weights and fp32 master, two moments."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +56,7 @@ class _Evaluated:
     cases: Cases
     step: StepTime
     total_s: Floats
+    goodput: Goodput
     memory: Memory
     fits_yes: NDArray[np.bool_]
     fits_tight: NDArray[np.bool_]
@@ -75,7 +75,8 @@ def predict(job: PlanJob, cluster: GpuCluster, layout: Layout, tables: Tables = 
 
 
 def plan(job: PlanJob, cluster: GpuCluster, limits: Limits | None = None, keep: int = 10, tables: Tables = FITTED) -> Plan:
-    """Every layout the job's framework could run on the cluster, the best `keep` of them ranked by predicted step time.
+    """Every layout the job's framework could run on the cluster, the best `keep` of them ranked by the time of the whole run:
+    step time over the share of time that checkpoints and failures leave.
 
     Raises BadInput where no layout divides, or none fits into memory: one sentence, and the smallest change that would make
     it possible.
@@ -86,8 +87,9 @@ def plan(job: PlanJob, cluster: GpuCluster, limits: Limits | None = None, keep: 
     candidates = found.fits_yes if np.any(found.fits_yes) else found.fits_tight
     if not np.any(candidates):
         raise BadInput(_nothing_fits(found, job, cluster), f"needs {smallest_change(job, cluster, tables)}")
-    order = np.argsort(np.where(candidates, found.total_s, np.inf), kind="stable")[: min(keep, int(candidates.sum()))]
-    ranked = sorted((_replayed(found, int(i), job, cluster, tables) for i in order[:REPLAYED]), key=lambda p: p.step_s)
+    run_s = np.where(candidates, found.total_s / found.goodput.kept, np.inf)
+    order = np.argsort(run_s, kind="stable")[: min(keep, int(candidates.sum()))]
+    ranked = sorted((_replayed(found, int(i), job, cluster, tables) for i in order[:REPLAYED]), key=lambda p: p.run_s)
     ranked += [_prediction(found, int(i), job, cluster) for i in order[REPLAYED:]]
     return Plan(
         job=job,
@@ -98,6 +100,19 @@ def plan(job: PlanJob, cluster: GpuCluster, limits: Limits | None = None, keep: 
         tight=int(found.fits_tight.sum()),
         alternatives=_alternatives(found, ranked[0].layout, job, cluster),
     )
+
+
+def other_fleets(job: PlanJob, cluster: GpuCluster, tables: Tables = FITTED) -> list[tuple[int, Prediction]]:
+    """The best plan on a quarter, half, twice and four times the nodes, where there is one: what more nodes gain and lose."""
+    found = []
+    for nodes in dict.fromkeys((cluster.nodes // 4, cluster.nodes // 2, cluster.nodes * 2, cluster.nodes * 4)):
+        if nodes < 1:
+            continue
+        try:
+            found.append((nodes, plan(job, replace(cluster, nodes=nodes), keep=REPLAYED, tables=tables).best))
+        except BadInput:
+            continue  # no layout divides or fits there: that size has no row
+    return found
 
 
 def check_layout(job: PlanJob, cluster: GpuCluster, layout: Layout) -> None:
@@ -174,6 +189,7 @@ def _evaluate(job: PlanJob, cluster: GpuCluster, limits: Limits, tables: Tables)
         cases=cases,
         step=step,
         total_s=np.broadcast_to(step.total_s, size),
+        goodput=goodput_of(cases, cluster),
         memory=memory,
         fits_yes=yes,
         fits_tight=(device * memory_low <= room) & ~yes,
@@ -224,7 +240,9 @@ def _prediction(found: _Evaluated, index: int, job: PlanJob, cluster: GpuCluster
     step_s = replayed_s if replayed_s is not None else float(found.total_s[index])
     tokens = job.global_sequences * job.sequence_tokens
     flops = 3 * job.shape.forward_flops_per_token(job.sequence_tokens) * tokens
-    goodput, every_s = goodput_of(cluster, job.shape.parameters().total * GOOD_TRAINING_BYTES)
+    good = found.goodput
+    kept = float(good.kept[index])
+    run_s = job.steps * step_s / kept
     device = _at(found.memory.device_bytes, index, size)
     power_w = _at(node_power_w(found.step, cluster), index, size)
     fits = Fits.YES if found.fits_yes[index] else Fits.TIGHT if found.fits_tight[index] else Fits.NO
@@ -248,8 +266,11 @@ def _prediction(found: _Evaluated, index: int, job: PlanJob, cluster: GpuCluster
         fits=fits,
         node_power_w=power_w,
         energy_kwh_per_step=power_w * cluster.nodes * step_s / 3.6e6,
-        goodput=goodput,
-        checkpoint_every_s=every_s,
+        goodput=kept,
+        lost={name: float(getattr(good, name)[index]) for name in ("checkpoints", "again", "restarts")},
+        checkpoint_every_s=float(good.every_s[index]),
+        run_s=run_s,
+        run_kwh=power_w * cluster.nodes * run_s / 3.6e6,
     )
 
 

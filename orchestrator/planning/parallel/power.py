@@ -1,10 +1,8 @@
-"""Power, power caps, energy, and the share of time that failures leave.
+"""Power and power caps.
 
 Node power: a DGX H100 under compute-heavy training draws about 76 % of its rating (arXiv 2412.08602); the rest of the time it
-draws
-between that and idle, by what the GPUs wait for. Cap: a GPU's dynamic power goes with about the 2.4th power of its clock, and
-matrix
-products and attention with the clock. Failures: Young 1974 and Daly 2006 for the interval, exponential failures for the share.
+draws between that and idle, by what the GPUs wait for. Cap: a GPU's dynamic power goes with about the 2.4th power of its clock,
+and matrix products and attention with the clock.
 """
 
 import numpy as np
@@ -48,18 +46,3 @@ def capped(cases: Cases, cluster: GpuCluster) -> Cases:
     """The same cases at the clock the cluster's power cap leaves."""
     share = clock_share(cluster)
     return cases if share == 1.0 else cases.with_columns(peak=cases.peak * share, peak16=cases.peak16 * share)
-
-
-def goodput_of(cluster: GpuCluster, state_bytes: float) -> tuple[float, float]:
-    """Share of time that ends up in kept steps, and the checkpoint interval (seconds) at which it is largest.
-
-    `state_bytes` is what a checkpoint holds in all. Every node writes its share at once.
-    """
-    write_s = state_bytes / (cluster.nodes * cluster.storage_gb_s_per_node * 1e9) + 1.0
-    rate = cluster.nodes * cluster.failures_per_node_day / 86_400.0
-    if rate <= 0:
-        return 1.0, float("inf")
-    every_s = float(np.sqrt(2.0 * write_s / rate))
-    # Mean wall-clock time to get `every_s` seconds of work and a checkpoint done, failures coming at `rate` (Daly 2006, eq. 13).
-    needed_s = np.exp(rate * cluster.restart_s) / rate * np.expm1(rate * (every_s + write_s))
-    return float(every_s / needed_s), every_s

@@ -1,6 +1,6 @@
 """The whole fit from a table of runs: constants, held-back errors, intervals, and their text as the module `fitted.py`."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +9,7 @@ from orchestrator.domain.run_row import RunRow
 from orchestrator.planning.parallel.cases import Floats
 from orchestrator.planning.parallel.constants import Table, resolve
 from orchestrator.planning.parallel.intervals import quantiles_of
+from orchestrator.planning.parallel.leave_out import LeftOut, leave_out
 from orchestrator.planning.parallel.memory import with_recompute
 from orchestrator.planning.parallel.scoring import source_name
 from orchestrator.planning.parallel.step_time import step_time
@@ -24,6 +25,8 @@ from orchestrator.planning.parallel.study import (
 from orchestrator.planning.parallel.surface import as_text, fit_surface
 from orchestrator.planning.parallel.validation import Tables
 
+NEEDED = ("one model", "one GPU family", "one framework")
+"""What the intervals are made of."""
 UNKNOWN_MEMORY = np.array([0.75, 0.85, 1.0, 1.15, 1.3])
 """Predicted over measured memory that is reckoned with for a framework whose memory nobody published."""
 
@@ -38,6 +41,8 @@ class Refit:
     """ln(predicted / measured) of every row, predicted by a fit that had not seen its configuration; nan without a measured
     time."""
     log_memory: Floats
+    left_out: Mapping[str, LeftOut]
+    """Way of `leave_out.WAYS` → the errors of rows whose whole group was held back."""
 
     @property
     def step_rows(self) -> int:
@@ -62,33 +67,36 @@ class Refit:
         return found
 
 
-def refit(rows: Iterable[RunRow]) -> Refit:
-    """Fit constants of time and memory on all rows, and intervals on rows held back by configuration."""
+def refit(rows: Iterable[RunRow], ways: Sequence[str] = NEEDED) -> Refit:
+    """Fit constants of time and memory on all rows, and intervals on rows held back; `ways` of `leave_out.WAYS` are told of."""
     study = study_of(rows)
     fold = folds_of(study.rows)
     memory = fit_memory(study).table
     log_memory = held_back_memory_errors(study, fold)
     log_step = held_back_errors(study, memory, fold)
+    left_out = {way: leave_out(study, memory, way) for way in dict.fromkeys((*NEEDED, *ways))}
     table = fit_step_time(study, memory).table
     known = with_recompute(study.cases, memory)
-    surface = fit_surface(known, np.log(step_time(known, resolve(table, known)).total_s / study.step_s))
-    step_intervals = quantiles_of(log_step, study.cases, _framework_held_back(study, memory))
-    memory_intervals = quantiles_of(log_memory, study.cases, np.log(UNKNOWN_MEMORY))
-    return Refit(study, Tables(table, memory, step_intervals, memory_intervals, surface), log_step, log_memory)
+    errors = np.log(step_time(known, resolve(table, known)).total_s / study.step_s)
+    surface = fit_surface(known, np.where(study.guessed, np.nan, errors))
+    model, gpu, framework = (left_out[way].log_step for way in NEEDED)
+    new_gpu, unknown = _thinned(study, gpu), _thinned(study, framework)
+    step_intervals = quantiles_of((log_step, model), study.cases, new_gpu, unknown, ~study.guessed)
+    strangers = np.log(UNKNOWN_MEMORY)
+    memory_intervals = quantiles_of((log_memory,), study.cases, strangers, strangers, ~study.guessed)
+    return Refit(study, Tables(table, memory, step_intervals, memory_intervals, surface), log_step, log_memory, left_out)
 
 
-def _framework_held_back(study: Study, memory: Table) -> Floats:
-    """Errors of every row when its whole family of frameworks is held back: what to expect of a framework nobody measured."""
-    cases = with_recompute(study.cases, memory)
-    softwares = np.array(study.cases.softwares)
+def _thinned(study: Study, errors: Floats) -> Floats:
+    """About 20 rows of every GPU and framework: a sweep of hundreds says no more about strangers than 20 rows of another."""
+    keys = np.array(
+        [f"{family}|{software}" for family, software in zip(study.cases.families, study.cases.softwares, strict=True)]
+    )
     found = np.full(len(study), np.nan)
-    for software in sorted(set(softwares.tolist())):
-        table = fit_step_time(study, memory, softwares != software, rounds=5).table
-        log = np.log(step_time(cases, resolve(table, cases)).total_s / study.step_s)
-        count = np.isfinite(log[softwares == software]).sum()
-        # A sweep of hundreds of rows says no more about unknown frameworks than 20 rows of another.
-        picked = np.flatnonzero((softwares == software) & np.isfinite(log))[:: max(1, int(count // 20))]
-        found[picked] = log[picked]
+    for key in sorted(set(keys.tolist())):
+        rows = np.flatnonzero((keys == key) & np.isfinite(errors))
+        picked = rows[:: max(1, rows.size // 20)]
+        found[picked] = errors[picked]
     return found
 
 
@@ -101,9 +109,10 @@ def as_modules(done: Refit, date: str, command: str) -> dict[str, str]:
     constants = (
         f'"""Fitted constants of {of}\n\n'
         "Method: `fitting.py` (robust, regularised least squares on log errors) from the starts in `constants.py`; what each\n"
-        f'constant means stands there and in `memory.py`.\n"""\n\n{home}.constants import Table\n'
+        'constant means stands there and in `memory.py`. Key "" holds the general value, the others hold factors on it.\n'
+        f'"""\n\n{home}.constants import Table\n'
     )
-    intervals = f'"""Intervals of {of}\n\nMethod: `intervals.py`, rows held back by configuration in five folds.\n"""\n\n'
+    intervals = f'"""Intervals of {of}\n\nMethod: `intervals.py`.\n"""\n\n'
     intervals += f"{home}.intervals import Quantiles\n"
     shapes = f'"""Surface over shapes of {of}\n\n'
     shapes += 'Each line: GPU family|framework family, eight coordinates, weight; see `surface.py`.\n"""\n\n'

@@ -1,18 +1,32 @@
 """From a row of a table of runs to a case: what a row leaves out is filled from stated rules, or the row is out of scope and
-says why."""
+says why.
 
+No row is refused for a spelling: what is understood is used, what is not stated is filled in, and what was guessed is listed."""
+
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.domain.errors import BadInput
 from orchestrator.domain.run_row import RunInputs
 from orchestrator.planning.parallel.cases import RECOMPUTE, SCHEDULES, Case
-from orchestrator.planning.parallel.gpus import GpuType, find_gpu
+from orchestrator.planning.parallel.gpus import find_gpu
 from orchestrator.planning.parallel.software import Software, schedule_of, software_of
+from orchestrator.planning.parallel.spellings import is_dense, precision_code, recompute_word
 
 KNOWN_VOCABULARY = 51_200
 """Taken where a source states none: GPT-2's 50,257 padded as Megatron pads it for 8-way tensor parallelism."""
+REFERENCE_LEAF_NODES = 32
+"""Nodes on one set of rail switches in NVIDIA's DGX SuperPOD reference architecture, whose spines are not oversubscribed."""
+LADDER = 128
+"""Width over depth of models from 7 B to 175 B (Brown et al. 2020, table 2.1), where only a parameter count is stated."""
+MOST: Mapping[str, float] = {
+    **{"layers": 10_000, "hidden": 1e6, "heads": 100_000, "kv_heads": 100_000, "ffn_hidden": 1e7, "vocab": 1e8, "seq_len": 1e8},
+    **{"n_gpus": 1e7, "gpus_per_node": 10_000, "dp": 1e7, "tp": 100_000, "pp": 100_000, "vpp": 10_000, "cp": 100_000},
+    **{"zero_stage": 3, "micro_batch": 1e6, "global_batch": 1e8},
+}
+"""A larger number than this is a slip of the pen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,89 +43,130 @@ class RowCase:
     case: Case
     family: str
     software: str
+    guessed: tuple[str, ...]
+    """What was filled in that a prediction hangs on; such a row has the interval of a stranger."""
 
 
 def case_of(run: RunInputs) -> RowCase | OutOfScope:
     """The case a row describes, from its inputs alone."""
-    if run.arch != "dense":
-        return OutOfScope(f"architecture {run.arch}: only dense Transformers are modelled")
-    if run.workload == "lora":
-        return OutOfScope("workload lora: adapters' shape is not a column")
-    gpu = find_gpu(run.gpu)
-    if gpu is None:
-        return OutOfScope(f"unknown GPU {run.gpu or '(empty)'}")
-    needed = {"layers": run.layers, "hidden": run.hidden, "heads": run.heads, "seq_len": run.seq_len, "n_gpus": run.n_gpus}
-    for name, value in needed.items():
-        if not value:
+    reason = _out_of_scope(run)
+    if reason:
+        return OutOfScope(reason)
+    filled, guessed = _filled(run)
+    for name in ("layers", "hidden", "heads", "seq_len", "n_gpus"):
+        if not getattr(filled, name):
             return OutOfScope(f"{name} is not stated")
-    if not run.global_batch:
-        return OutOfScope("global_batch is not stated")
-    assert run.hidden and run.heads and run.layers and run.seq_len and run.n_gpus  # noqa: S101 - checked above
-    tp, pp, cp = run.tp or 1, run.pp or 1, run.cp or 1
-    if run.tp is None and run.pp is None and run.dp is None and run.zero_stage != 3:
+    software = software_of(run.framework)
+    one_way = software.default_zero == 3 or run.zero_stage == 3 or filled.n_gpus == 1
+    if run.tp is None and run.pp is None and run.dp is None and not one_way:
         return OutOfScope("the layout is not stated")
-    if run.n_gpus % (tp * pp * cp):
-        return OutOfScope(f"{run.n_gpus} GPUs are not divisible by tensor {tp} x pipeline {pp} x context {cp}")
-    dp = run.n_gpus // (tp * pp * cp)
-    if run.layers < pp:
-        return OutOfScope(f"{run.layers} layers cannot fill {pp} stages")
-    return _complete(run, gpu, software_of(run.framework), dp)
+    tp, pp, cp, n_gpus = filled.tp or 1, filled.pp or 1, filled.cp or 1, filled.n_gpus or 1
+    if n_gpus % (tp * pp * cp):
+        return OutOfScope(f"{n_gpus} GPUs are not divisible by tensor {tp} x pipeline {pp} x context {cp}")
+    if (filled.layers or 0) < pp:
+        return OutOfScope(f"{filled.layers} layers cannot fill {pp} stages")
+    return _complete(filled, software, n_gpus // (tp * pp * cp), guessed)
 
 
-def _complete(run: RunInputs, gpu: GpuType, software: Software, dp: int) -> RowCase | OutOfScope:
-    assert run.hidden and run.heads and run.layers and run.seq_len and run.n_gpus and run.global_batch  # noqa: S101 - checked
-    low = precision_code(run.precision)
-    if low is None:
-        return OutOfScope(f"unknown precision {run.precision}")
-    micro = run.micro_batch or min(max(1, run.global_batch // dp), 1)
-    zero = software.default_zero if run.zero_stage is None else run.zero_stage
-    recompute = run.act_ckpt or software.default_recompute
-    if recompute not in (*RECOMPUTE, "auto"):
-        return OutOfScope(f"unknown activation checkpointing {recompute}")
-    word = {0: "bf16", 1: "fp8", 2: "fp4", -1: "fp32"}[low]
+def _out_of_scope(run: RunInputs) -> str:
+    """Why nothing can be said about a row, as far as single cells show it; empty where nothing does."""
+    if not is_dense(run.arch) or (run.ep or 1) > 1:
+        return f"architecture {run.arch}: only dense Transformers are modelled"
+    if re.search(r"lora|adapter|peft", run.workload.lower()):
+        return f"workload {run.workload}: adapters' shape is not a column"
+    if find_gpu(run.gpu) is None:
+        return f"unknown GPU {run.gpu or '(empty)'}"
+    if precision_code(run.precision) is None:
+        return f"unknown precision {run.precision}"
+    for name, most in MOST.items():
+        if (getattr(run, name) or 0) > most:
+            return f"{name} {getattr(run, name):.3g} is above {most:.3g}"
+    return ""
+
+
+def _filled(run: RunInputs) -> tuple[RunInputs, tuple[str, ...]]:
+    """The row with what follows from its other cells, and the names of what was guessed."""
+    guessed = []
+    n_gpus = run.n_gpus or ((run.dp or 0) * (run.tp or 1) * (run.pp or 1) * (run.cp or 1))
+    layers, hidden = run.layers, run.hidden
+    if run.parameters_b and not (layers and hidden):
+        guessed.append("shape")
+        weights = run.parameters_b * 1e9
+        if hidden and not layers:
+            layers = max(1, round(weights / (12.0 * hidden**2)))
+        elif layers:
+            hidden = 128 * max(1, round((weights / (12.0 * layers)) ** 0.5 / 128))
+        else:
+            layers = max(1, round((weights / (12.0 * LADDER**2)) ** (1.0 / 3.0)))
+            hidden = 128 * max(1, round((weights / (12.0 * layers)) ** 0.5 / 128))
+    heads = run.heads
+    if hidden and not heads:
+        guessed.append("heads")
+        heads = max(1, hidden // 128)
+    batch = run.global_batch
+    if not batch and n_gpus:
+        guessed.append("batch")
+        pp = run.pp or 1
+        batch = max(1, n_gpus // ((run.tp or 1) * pp * (run.cp or 1))) * (run.micro_batch or 1) * (4 * pp if pp > 1 else 1)
+    if recompute_word(run.act_ckpt) is None:
+        guessed.append("recomputation")
+    return replace(run, n_gpus=n_gpus or None, layers=layers, hidden=hidden, heads=heads, global_batch=batch), tuple(guessed)
+
+
+def _complete(run: RunInputs, software: Software, dp: int, guessed: tuple[str, ...]) -> RowCase:
+    gpu, low = find_gpu(run.gpu), precision_code(run.precision)
+    # Checked by `case_of`: every one of them is there.
+    assert gpu and low is not None and run.hidden and run.heads and run.layers and run.seq_len and run.n_gpus and run.global_batch  # noqa: S101
+    micro = min(run.micro_batch or 1, -(-run.global_batch // dp))
+    recompute = recompute_word(run.act_ckpt) or software.default_recompute
     per_node = min(run.gpus_per_node or min(gpu.nvlink_domain, 8), run.n_gpus)
-    link = (run.internode_gbit_s_per_node or gpu.internode_gbit_s_per_gpu * (run.gpus_per_node or 8)) / (run.gpus_per_node or 8)
-    tied = run.kv_heads in (None, run.heads) and not run.gated_mlp
+    of_node = run.gpus_per_node or min(gpu.nvlink_domain, 8)
+    link = (run.internode_gbit_s_per_node or gpu.internode_gbit_s_per_gpu * of_node) / of_node
+    word = {0: "bf16", 1: "fp8", 2: "fp4", -1: "fp32"}[low]
+    schedule = schedule_of(run.framework)
+    pp = run.pp or 1
     case = Case(
         layers=run.layers,
         hidden=run.hidden,
         heads=run.heads,
-        kv_heads=run.kv_heads or run.heads,
+        kv_heads=min(run.kv_heads or run.heads, run.heads),
         ffn=run.ffn_hidden or 4 * run.hidden,
         vocab=run.vocab or KNOWN_VOCABULARY,
         seq=run.seq_len,
         gated=float(bool(run.gated_mlp)),
-        tied=float(tied),
+        tied=float(run.kv_heads in (None, run.heads) and not run.gated_mlp),
         global_batch=run.global_batch,
         dp=dp,
         tp=run.tp or 1,
-        pp=run.pp or 1,
-        vpp=run.vpp or _assumed_chunks(run, software),
+        pp=pp,
+        vpp=max(1, min(run.vpp or _assumed_chunks(run, software), -(-run.layers // pp))),
         cp=run.cp or 1,
-        zero=zero,
+        zero=software.default_zero if run.zero_stage is None else run.zero_stage,
         micro=micro,
         recompute=RECOMPUTE.get(recompute, -1),
-        schedule=SCHEDULES[schedule_of(run.framework)],
+        schedule=SCHEDULES[schedule],
         offload=float("offload" in run.framework.lower()),
         sequence_parallel=float(software.sequence_parallel),
         flash=float(software.flash),
         fused_loss=float(software.fused_loss),
         low=low,
-        state_p=software.parameter_bytes,
-        state_g=software.gradient_bytes + (software.bf16_copy_bytes if run.precision == "bf16" else 0.0),
-        state_o=software.optimizer_bytes,
+        state_p=4.0 if low < 0 else software.parameter_bytes,
+        state_g=4.0 if low < 0 else software.gradient_bytes + (software.bf16_copy_bytes if run.precision == "bf16" else 0.0),
+        state_o=8.0 if low < 0 else software.optimizer_bytes,
         peak=gpu.peak_tflops(word) * 1e12,
         peak16=gpu.bf16_tflops * 1e12,
         memory_bw=gpu.memory_gb_s * 1e9,
         memory=gpu.memory_gib * 2**30,
         multiprocessors=gpu.multiprocessors,
         nvlink=gpu.nvlink_gb_s * 1e9,
-        domain=max(gpu.nvlink_domain, per_node),
+        domain=gpu.nvlink_domain if gpu.nvlink_domain > per_node and gpu.nvlink_domain > 16 else per_node,
         per_node=per_node,
         network=link * 1e9 / 8,
+        leaf_gpus=REFERENCE_LEAF_NODES * per_node,
+        spine_share=1.0,
         gpu_power_w=gpu.power_w,
     )
-    return RowCase(case, gpu.family, software.name)
+    return RowCase(case, gpu.family, software.constants_of or software.name, guessed)
 
 
 def _assumed_chunks(run: RunInputs, software: Software) -> int:
@@ -154,22 +209,3 @@ def inputs_of_job(job: Mapping[str, Any], gpu: str) -> RunInputs:
         act_ckpt="none",
         precision=str(job.get("precision", "fp32")),
     )
-
-
-def precision_code(precision: str | None) -> int | None:
-    """0: 16 bit (also where nothing is stated), 1: 8 bit, 2: 4 bit, -1: 32 bit; None: not understood."""
-    word = (precision or "bf16").lower()
-    for part, code in (
-        ("fp4", 2),
-        ("fp8", 1),
-        ("f8", 1),
-        ("int8", 1),
-        ("fp32", -1),
-        ("tf32", -1),
-        ("16", 0),
-        ("mixed", 0),
-        ("amp", 0),
-    ):
-        if part in word:
-            return code
-    return None

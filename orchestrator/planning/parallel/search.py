@@ -12,8 +12,8 @@ import numpy as np
 from orchestrator.domain.layout import Layout, Recompute
 from orchestrator.planning.parallel.cases import RECOMPUTE, Cases
 from orchestrator.planning.parallel.cluster import GpuCluster, PlanJob
-from orchestrator.planning.parallel.rows import precision_code
 from orchestrator.planning.parallel.software import Software, software_of
+from orchestrator.planning.parallel.spellings import precision_code
 
 MICRO = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)
 LONG_SEQUENCE = 8192
@@ -85,10 +85,11 @@ def cases_of(layouts: list[tuple[int, ...]], job: PlanJob, cluster: GpuCluster) 
         **{"memory": gpu.memory_gib * 2.0**30, "multiprocessors": gpu.multiprocessors, "nvlink": gpu.nvlink_gb_s * 1e9},
         **{"domain": cluster.nvlink_domain, "per_node": cluster.gpus_per_node, "gpu_power_w": gpu.power_w},
         "network": cluster.network_gbit_s_per_node * 1e9 / 8.0 / cluster.gpus_per_node,
+        **{"leaf_gpus": cluster.leaf_nodes * cluster.gpus_per_node, "spine_share": cluster.spine_share},
     }
     names = ("dp", "tp", "pp", "vpp", "cp", "zero", "micro", "recompute", "offload")
     fixed = {name: np.array([float(value)]) for name, value in same.items()}
-    return Cases({**fixed, **dict(zip(names, columns, strict=True))}, (gpu.family,), (software.name,))
+    return Cases({**fixed, **dict(zip(names, columns, strict=True))}, (gpu.family,), (software.constants_of or software.name,))
 
 
 def layout_of(values: tuple[int, ...]) -> Layout:

@@ -5,7 +5,6 @@ kernels (fused or eager, flash attention or materialised scores), overlap and st
 `constants.py`.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from model.shape import BYTES_PER_PARAMETER
@@ -45,6 +44,8 @@ class Software:
     """Can shard parameters inside a pipeline."""
     interleaves: bool = True
     """Where a source names no virtual stages, some are assumed."""
+    constants_of: str = ""
+    """The family whose fitted constants it has, where too few of its own runs are published."""
 
 
 OWN_BYTES = BYTES_PER_PARAMETER["bf16"]
@@ -66,7 +67,7 @@ SOFTWARES: tuple[Software, ...] = (
     ),
     Software(
         name="megatron-deepspeed",
-        words=("megatron-deepspeed", "gpt-neox"),
+        words=("megatron-deepspeed", "megatron deepspeed", "deepspeed-megatron", "gpt-neox", "neox"),
         flash=False,
         sequence_parallel=False,
         default_recompute="full",
@@ -77,26 +78,40 @@ SOFTWARES: tuple[Software, ...] = (
     ),
     Software(
         name="zero-bubble",
-        words=("zb-", "zero bubble", "fork 1f1b", "megatron-lm fork"),
+        words=("zb-", "zero bubble", "zero-bubble", "zbpp", "fork 1f1b", "megatron-lm fork"),
         flash=False,
         sequence_parallel=False,
         default_zero=0,
     ),
     Software(
+        name="megatron-2022",
+        words=("megatron-lm 2022", "megatron-lm 2023", "korthikanti", "megatron-lm + sp", "megatron-lm sp"),
+        flash=False,
+        default_recompute="selective",
+        default_zero=0,
+        constants_of="megatron-2021",
+    ),
+    Software(
         name="megatron-2021",
-        words=("megatron-lm 2020", "megatron-lm 2021", "megatron-lm 2019", "megatron-turing", "megatron-lm 2022", "korthikanti"),
+        words=("megatron-lm 2020", "megatron-lm 2021", "megatron-lm 2019", "megatron-turing", "mt-nlg", "sc21", "ptd-p"),
         flash=False,
         sequence_parallel=False,
         default_recompute="full",
         default_zero=0,
     ),
-    Software(name="megatron-bridge", words=("megatron-bridge",), fused_loss=True),
-    Software(name="megatron-core", words=("megatron-core", "mcore", "megatron-lm"), fused_loss=True),
+    Software(name="megatron-bridge", words=("megatron-bridge", "mbridge"), fused_loss=True),
+    Software(name="megatron-core", words=("megatron-core", "megatron core", "mcore", "megatron-lm"), fused_loss=True),
     Software(name="nemo", words=("nemo",)),
-    Software(name="xla", words=("xla", "maxtext", "paxml", "jax"), zero_stages=(0, 1, 2, 3), default_zero=3),
+    Software(name="megatron", words=("megatron", "megascale", "primus"), fused_loss=True, constants_of="megatron-core"),
+    Software(
+        name="xla",
+        words=("xla", "maxtext", "paxml", "jax", "levanter", "easylm", "flax", "axlearn", "t5x"),
+        zero_stages=(0, 1, 2, 3),
+        default_zero=3,
+    ),
     Software(
         name="composer",
-        words=("composer", "mosaic", "llm-foundry"),
+        words=("composer", "mosaic", "llm-foundry", "llmfoundry"),
         zero_stages=(0, 1, 2, 3),
         default_zero=3,
         default_recompute="none",
@@ -112,12 +127,13 @@ SOFTWARES: tuple[Software, ...] = (
         parameter_bytes=4.0,
         optimizer_bytes=8.0,
     ),
-    Software(name="nanotron", words=("nanotron",), default_recompute="none"),
-    Software(name="internevo", words=("internevo", "internlm"), default_recompute="none"),
+    # Sums gradients in fp32 beside the 16-bit ones.
+    Software(name="nanotron", words=("nanotron",), default_recompute="none", gradient_bytes=6.0),
+    Software(name="internevo", words=("internevo", "internlm"), default_recompute="none", gradient_bytes=2.0),
     Software(name="colossal", words=("colossal",), default_recompute="full"),
     Software(
         name="deepspeed",
-        words=("deepspeed", "zero-3", "zero++", "mics"),
+        words=("deepspeed", "zero-3", "zero-2", "zero3", "zero2", "zero++", "mics"),
         zero_stages=(0, 1, 2, 3),
         default_zero=3,
         default_recompute="full",
@@ -125,7 +141,22 @@ SOFTWARES: tuple[Software, ...] = (
     ),
     Software(
         name="fsdp",
-        words=("fsdp", "lit-gpt", "kempner", "olmo", "fairscale", "lightning"),
+        parameter_bytes=4.0,
+        optimizer_bytes=8.0,
+        words=(
+            "fsdp",
+            "lit-gpt",
+            "litgpt",
+            "kempner",
+            "olmo",
+            "fairscale",
+            "lightning",
+            "accelerate",
+            "hugging",
+            "llama-recipes",
+            "ddp",
+            "pytorch",
+        ),
         zero_stages=(0, 1, 2, 3),
         default_zero=3,
         default_recompute="none",
@@ -134,12 +165,10 @@ SOFTWARES: tuple[Software, ...] = (
 )
 """In the order in which names are matched; the last one takes every name."""
 
-BY_NAME: Mapping[str, Software] = {software.name: software for software in SOFTWARES}
-
 
 def software_of(framework: str) -> Software:
     """The family a framework's name belongs to; "other" when no word of the table occurs in it."""
-    name = framework.lower()
+    name = framework.lower().replace("_", "-")
     return next(software for software in SOFTWARES if any(word in name for word in software.words))
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from orchestrator.domain.run_row import RunRow
 from orchestrator.planning.parallel.cases import Cases, Floats, stack
-from orchestrator.planning.parallel.constants import MEMORY_STARTS, STARTS, Table, resolve
+from orchestrator.planning.parallel.constants import MEMORY_STARTS, STARTS, Constants, Table, kinds_of, resolve
 from orchestrator.planning.parallel.fitting import Fit, fit
 from orchestrator.planning.parallel.free import free_constants, free_memory_constants
-from orchestrator.planning.parallel.memory import memory_of, with_recompute
+from orchestrator.planning.parallel.memory import Memory, MemoryConstants, memory_from, memory_of, with_recompute
 from orchestrator.planning.parallel.rows import OutOfScope, RowCase, case_of
 from orchestrator.planning.parallel.sizes import model_parameters
 from orchestrator.planning.parallel.step_time import step_time
@@ -35,6 +35,8 @@ class Study:
     memory_bytes: Floats
     """Measured; nan where not."""
     left_out: tuple[tuple[RunRow, str], ...]
+    guessed: NDArray[np.bool_]
+    """Per row, whether something a prediction hangs on was guessed."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -51,18 +53,21 @@ def study_of(rows: Iterable[RunRow]) -> Study:
         else:
             kept.append((row, case))
     cases = stack([c.case for _, c in kept], [c.family for _, c in kept], [c.software for _, c in kept])
-    steps = np.array([measured_step_s(row) for row, _ in kept], dtype=np.float64)
+    steps = np.array([measured_step_s(row, case.case.global_batch) for row, case in kept], dtype=np.float64)
     memory = np.array([row.measured.memory_bytes or np.nan for row, _ in kept], dtype=np.float64)
-    return Study(tuple(row for row, _ in kept), cases, steps, memory, tuple(left_out))
+    guessed = np.array([bool(case.guessed) for _, case in kept], dtype=np.bool_)
+    return Study(tuple(row for row, _ in kept), cases, steps, memory, tuple(left_out), guessed)
 
 
-def measured_step_s(row: RunRow) -> float:
-    """The measured step time, from tokens per second where only those were printed; nan where neither was."""
+def measured_step_s(row: RunRow, batch: float) -> float:
+    """The measured step time of a row predicted with `batch` sequences a step, from tokens per second where only those were
+    printed or the batch is not stated; nan where neither is."""
     inputs, measured = row.inputs, row.measured
-    if measured.step_s:
+    if measured.step_s and inputs.global_batch:
         return measured.step_s
-    if measured.tokens_per_s_per_gpu and inputs.global_batch and inputs.seq_len and inputs.n_gpus:
-        return inputs.global_batch * inputs.seq_len / (measured.tokens_per_s_per_gpu * inputs.n_gpus)
+    gpus = inputs.n_gpus or (inputs.dp or 0) * (inputs.tp or 1) * (inputs.pp or 1) * (inputs.cp or 1)
+    if measured.tokens_per_s_per_gpu and inputs.seq_len and gpus:
+        return batch * inputs.seq_len / (measured.tokens_per_s_per_gpu * gpus)
     return float("nan")
 
 
@@ -100,14 +105,15 @@ def folds_of(rows: Sequence[RunRow], key: Callable[[RunRow], str] = configuratio
 # ---------------------------------------------------------------------- fits
 def fit_step_time(study: Study, memory_table: Table, chosen: NDArray[np.bool_] | None = None, rounds: int = 20) -> Fit:
     """Constants of step time from the chosen rows (default: all) that have a measured time."""
-    use = np.isfinite(study.step_s) if chosen is None else chosen & np.isfinite(study.step_s)
+    usable = np.isfinite(study.step_s) & ~study.guessed
+    use = usable if chosen is None else chosen & usable
     cases = with_recompute(study.cases.take(use), memory_table)
     measured = study.step_s[use]
 
-    def errors(table: Table) -> Floats:
-        return np.log(step_time(cases, resolve(table, cases)).total_s / measured)
+    def errors(values: Mapping[str, Floats]) -> Floats:
+        return np.log(step_time(cases, Constants(**values)).total_s / measured)
 
-    return fit(STARTS, free_constants(cases), errors, _weights(cases), rounds=rounds)
+    return fit(STARTS, free_constants(cases), kinds_of(cases), errors, _weights(cases), rounds=rounds)
 
 
 def _weights(cases: Cases) -> Floats:
@@ -127,18 +133,22 @@ def fit_memory(study: Study, chosen: NDArray[np.bool_] | None = None) -> Fit:
         study.step_s[use],
         study.memory_bytes[use],
         (),
+        study.guessed[use],
     )
     known = with_recompute(part.cases, MEMORY_STARTS)
 
-    def errors(table: Table) -> Floats:
-        return np.log(comparable_memory(part.rows, known, table) / part.memory_bytes)
+    def errors(values: Mapping[str, Floats]) -> Floats:
+        return np.log(_comparable(part.rows, memory_from(known, MemoryConstants(**values))) / part.memory_bytes)
 
-    return fit(MEMORY_STARTS, free_memory_constants(part.cases.softwares), errors, np.ones(len(part)))
+    return fit(MEMORY_STARTS, free_memory_constants(part.cases.softwares), kinds_of(known), errors, np.ones(len(part)))
 
 
 def comparable_memory(rows: Sequence[RunRow], cases: Cases, table: Table) -> Floats:
     """Predicted bytes of the kind that each row's source measured: allocated, reserved, or all of the device."""
-    memory = memory_of(cases, table)
+    return _comparable(rows, memory_of(cases, table))
+
+
+def _comparable(rows: Sequence[RunRow], memory: Memory) -> Floats:
     words = [row.measured.memory_kind.lower().split("(")[0] for row in rows]
     allocated = np.array(["allocated" in word or word.startswith("gb peak") for word in words])
     reserved = np.array(["reserved" in word for word in words])

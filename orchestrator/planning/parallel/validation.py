@@ -58,8 +58,8 @@ class Predicted:
 def predict_rows(study: Study, tables: Tables = FITTED) -> Predicted:
     """Step time and memory of every row in scope."""
     cases = with_recompute(study.cases, tables.memory)
-    low, high = ends(cases, tables.step_intervals)
-    memory_low, memory_high = ends(cases, tables.memory_intervals)
+    low, high = ends(cases, tables.step_intervals, study.guessed)
+    memory_low, memory_high = ends(cases, tables.memory_intervals, study.guessed)
     unsaid = np.array([row.inputs.act_ckpt is None for row in study.rows])
     unsharded = np.array([row.inputs.zero_stage is None for row in study.rows])
     lean = cases.with_columns(
@@ -92,7 +92,10 @@ def validate(rows: Iterable[RunRow], tables: Tables = FITTED) -> Validation:
     study = study_of(rows)
     if not len(study):
         reasons = _reasons(study)
-        return Validation(tuple(_empty(name, sum(counts.values())) for name, counts in sorted(reasons.items())), reasons)
+        counted = {name: sum(counts.values()) for name, counts in sorted(reasons.items())}
+        if counted:
+            counted["all sources"] = sum(counted.values())
+        return Validation(tuple(_empty(name, count) for name, count in counted.items()), reasons)
     predicted = predict_rows(study, tables)
     log_step = np.log(predicted.step_s / study.step_s)
     log_memory = np.log(predicted.memory_bytes / study.memory_bytes)

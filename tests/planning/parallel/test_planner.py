@@ -14,7 +14,7 @@ from orchestrator.planning.parallel.constants import resolve
 from orchestrator.planning.parallel.fitted import STEP_TIME
 from orchestrator.planning.parallel.memory import memory_of
 from orchestrator.planning.parallel.planner import plan, predict
-from orchestrator.planning.parallel.power import clock_share, goodput_of
+from orchestrator.planning.parallel.power import clock_share
 from orchestrator.planning.parallel.search import Limits, cases_of, layouts_of
 from orchestrator.planning.parallel.sizes import model_parameters, stages_of
 from orchestrator.planning.parallel.step_time import step_time
@@ -137,12 +137,6 @@ def test_a_power_cap_costs_time_and_saves_power() -> None:
     plain, slow = predict(a_job(), free, layout), predict(a_job(), capped, layout)
     assert slow.step_s > plain.step_s
     assert slow.node_power_w < plain.node_power_w < free.node_max_w
-
-
-def test_goodput_falls_with_nodes_and_the_interval_is_the_best_one() -> None:
-    few, many = cluster_by_hand("H100", 16), cluster_by_hand("H100", 2048)
-    assert goodput_of(few, 1e12)[0] > goodput_of(many, 1e12)[0] > 0.5
-    assert goodput_of(replace(few, failures_per_node_day=0.0), 1e12) == (1.0, float("inf"))
 
 
 def test_offload_is_the_way_out_for_one_node() -> None:

@@ -1,5 +1,6 @@
 """Rows of measured runs: what is read, what is left out and why, and how predictions of them are scored."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from orchestrator.domain.errors import BadInput
 from orchestrator.domain.run_row import RunInputs, RunMeasured, RunRow
 from orchestrator.drivers.run_rows import read_run_rows
 from orchestrator.planning.parallel.calibration import calibrate, calibrated
-from orchestrator.planning.parallel.constants import STARTS, resolve
+from orchestrator.planning.parallel.constants import STARTS, Constants, kinds_of, resolve
 from orchestrator.planning.parallel.fitting import Free, fit
 from orchestrator.planning.parallel.intervals import ends, quantiles_of
 from orchestrator.planning.parallel.rows import OutOfScope, case_of
@@ -51,7 +52,9 @@ def a_row(step_s: float | None = None, name: str = "a", **changed: object) -> Ru
         ({"arch": "moe"}, "moe"),
         ({"gpu": "H9000"}, "unknown GPU H9000"),
         ({"layers": None}, "layers is not stated"),
-        ({"global_batch": None}, "global_batch is not stated"),
+        ({"seq_len": None}, "seq_len is not stated"),
+        ({"layers": 10**9}, "layers 1e+09 is above"),
+        ({"ep": 8}, "only dense"),
         ({"tp": 3}, "not divisible"),
         ({"pp": 8, "layers": 4}, "cannot fill"),
         ({"precision": "int3"}, "unknown precision"),
@@ -130,10 +133,10 @@ def test_a_fit_recovers_a_constant_that_made_the_rows() -> None:
     truth = {**STARTS, "pace": {**STARTS["pace"], "nemo": 1.3}}
     made = step_time(study.cases, resolve(truth, study.cases)).total_s
 
-    def errors(table: object) -> np.ndarray:
-        return np.log(step_time(study.cases, resolve(table, study.cases)).total_s / made)  # type: ignore[arg-type]
+    def errors(values: Mapping[str, np.ndarray]) -> np.ndarray:
+        return np.log(step_time(study.cases, Constants(**values)).total_s / made)
 
-    found = fit(STARTS, [Free("pace", "nemo", 1.0)], errors, np.ones(4))  # type: ignore[arg-type]
+    found = fit(STARTS, [Free("pace", "nemo", 1.0)], kinds_of(study.cases), errors, np.ones(4))
     assert found.table["pace"]["nemo"] == pytest.approx(1.3, rel=0.01)
 
 
@@ -184,10 +187,13 @@ def test_intervals_hold_nine_of_ten_and_the_closest_group_wins() -> None:
     rows = [a_row(name=f"{n}-{i}", n_gpus=n, dp=n) for n in (8, 64) for i in range(200)]
     errors = np.concatenate([np.linspace(-0.1, 0.1, 200), np.linspace(-0.4, 0.4, 200)])
     cases = study_of(rows).cases
-    found = quantiles_of(errors, cases, np.array([-1.0, 1.0]))
+    found = quantiles_of([errors], cases, np.array([-0.8, 0.8]), np.array([-1.0, 1.0]))
     low, high = ends(cases, found)
     inside = (np.exp(-errors) >= low) & (np.exp(-errors) <= high)
     assert 0.88 <= inside.mean() <= 0.94
     assert np.log(high[-1] / low[-1]) > 3 * np.log(high[0] / low[0])
     stranger = study_of([a_row(framework="brand new")]).cases
     assert ends(stranger, found)[1][0] == pytest.approx(np.e)
+    new_gpu = study_of([a_row(gpu="A100-80G")]).cases
+    assert ends(new_gpu, found)[1][0] == pytest.approx(np.exp(0.8))
+    assert ends(cases.take(np.array([0])), found, np.array([True]))[1][0] == pytest.approx(np.e)

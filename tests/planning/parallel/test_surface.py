@@ -49,7 +49,7 @@ def test_a_fit_is_written_as_modules_that_say_the_same() -> None:
     study = study_of([a_row(1.0)])
     surface = fit_surface(cases_of(*[1] * 40), np.full(40, 0.1))
     tables = replace(FITTED, surface=surface)
-    written = as_modules(Refit(study, tables, np.zeros(1), np.zeros(1)), "2026-01-01", "a command")
+    written = as_modules(Refit(study, tables, np.zeros(1), np.zeros(1), {}), "2026-01-01", "a command")
     read: dict[str, Any] = {}
     for text in written.values():
         exec(compile(text, "written", "exec"), read)  # noqa: S102 - our own text, to see that it is a module
