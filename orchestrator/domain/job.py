@@ -18,22 +18,45 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class JobModel(Strict):
-    """A decoder-only Transformer."""
+    """A decoder-only Transformer: a published shape by name, or numbers; options that are left out are the family's."""
 
-    layers: Count
-    d_model: Count
+    preset: str | None = None
+    """A published shape, such as `llama-8b` (`python -m model.describe` lists them); what stands beside it replaces its own."""
+    layers: Count | None = None
+    """Required, as the next five are, unless `preset` is given."""
+    d_model: Count | None = None
     """Width of the residual stream."""
-    heads: Count
+    heads: Count | None = None
     """Attention heads; they divide `d_model`."""
-    d_ff: Count
+    d_ff: Count | None = None
     """Width of the feed-forward layer."""
-    vocabulary: Count
+    vocabulary: Count | None = None
     """Tokens of the byte-level BPE: at least 257."""
-    positions: Count
+    positions: Count | None = None
     """Longest sequence, in tokens."""
-    tied: bool = True
+    kv_heads: Count | None = None
+    """Key/value heads (grouped-query attention); as many as `heads` if left out. They divide `heads`."""
+    family: str | None = None
+    """`gpt` (if left out), `llama` or `vaswani`: what the options below are where they are left out."""
+    tied: bool | None = None
     """One matrix for embedding and output."""
-    dropout: Number = 0.0
+    norm: str | None = None
+    """`layer` or `rms`."""
+    norm_place: str | None = None
+    """`pre` or `post`."""
+    position: str | None = None
+    """`learned`, `sinusoidal` or `rotary`."""
+    activation: str | None = None
+    """`relu`, `gelu` or `swiglu`."""
+    biases: bool | None = None
+    scaled_embedding: bool | None = None
+    """Embeddings are multiplied by the root of `d_model`."""
+    rotary_base: Number | None = None
+    norm_eps: Number | None = None
+    dropout: Number | None = None
+    """On sub-layer outputs and embeddings; 0 if left out."""
+    label_smoothing: Number | None = None
+    """Share of the target spread over the vocabulary while training; 0 if left out."""
 
 
 class JobData(Strict):
@@ -52,6 +75,8 @@ class JobLayout(Strict):
 
     pipeline: Count = 1
     """Stages the layers are cut into."""
+    tensor: Count = 1
+    """Ranks that share each layer; best on one node. It divides the heads, the key/value heads and `d_ff`."""
     data: Count = 1
     """Replicas that each see their share of the batch."""
     zero: Annotated[int, Field(ge=0, le=3)] = 1
@@ -70,10 +95,12 @@ class JobBatch(Strict):
 
 
 class JobOptimizer(Strict):
-    """AdamW."""
+    """AdamW, or Adam."""
 
     lr: Number
-    """Peak learning rate, written with a point: 0.002."""
+    """Peak learning rate, written with a point: 0.002. Under `noam` a factor of the paper's formula."""
+    kind: str = "adamw"
+    """`adamw`, or `adam`, whose weight decay is part of the gradient."""
     betas: Annotated[tuple[Number, Number], Field(strict=False)] = (0.9, 0.95)
     eps: Number = 1e-8
     weight_decay: Number = 0.1
@@ -81,7 +108,13 @@ class JobOptimizer(Strict):
     """Largest norm of the whole gradient; 0 does not clip."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     schedule: str = "cosine"
-    """After the warm-up: `cosine`, `linear` or `constant`."""
+    """After the warm-up: `cosine`, `linear`, `constant`, or `noam`, which falls as 1/root(step)."""
+    final_share: Number = 0.1
+    """Share of `lr` that `cosine` and `linear` end at."""
+    fused: bool = False
+    """DeepSpeed's fused Adam: needs GPUs, and is compiled on each node on first use."""
+    offload: bool = False
+    """Optimizer state in the host's memory (ZeRO-Offload); with ZeRO 1, 2 or 3."""
 
 
 class JobCheckpoint(Strict):
@@ -119,7 +152,10 @@ class JobSpec(Strict):
     evaluate_every_steps: Annotated[int, Field(ge=0)] = 0
     """Held-out loss every so many steps; 0: only at the end."""
     checkpoint: JobCheckpoint = JobCheckpoint()
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """`fp16` needs GPUs."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """What the backward pass works out again instead of keeping it: nothing, the feed-forward's activations, or whole layers."""
     seed: Annotated[int, Field(ge=0)] = 1
     """Weights, data order and dropout follow from it."""
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 0

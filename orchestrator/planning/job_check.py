@@ -1,13 +1,18 @@
 """What depends on several fields of a job together: pure, and every problem at once."""
 
+import difflib
+
 from model.contract import ContractError, RunSpec, problems_of
-from orchestrator.domain.job import JobSpec
+from model.shape import PRESETS
+from orchestrator.domain.job import JobModel, JobSpec
 from orchestrator.domain.run import RunRecord
 from orchestrator.domain.spec import Finding
 from orchestrator.planning.run_launch import RunPaths, run_spec
 
 MODEL_FIELDS = ("model", "batch", "optimizer", "steps")
 """What a job must have to train rackray's own model, and may leave out when it names a command."""
+MODEL_NUMBERS = ("layers", "d_model", "heads", "d_ff", "vocabulary", "positions")
+"""What a model must have unless it names a preset."""
 
 
 def job_problems(job: JobSpec) -> list[Finding]:
@@ -39,12 +44,26 @@ def _model_problems(job: JobSpec) -> list[Finding]:
     missing = [name for name in MODEL_FIELDS if not getattr(job, name)]
     if missing:
         return [Finding((), f"{name} is missing", f"add {name}, or name another program with command: [...]") for name in missing]
+    incomplete = _incomplete_model(job.model) if job.model else []
+    if incomplete:
+        return incomplete
     run = RunRecord(f"{job.name}-1", job.name, {}, steps=job.steps, attempt=1, directory="/run")
     spec = run_spec(run, job, RunPaths("/shared"))
     problems = problems_of(spec)
-    if not any(problem.startswith(("layout.pipeline", "layout.data")) for problem in problems):
+    if not any(problem.startswith(("layout.pipeline", "layout.tensor", "layout.data")) for problem in problems):
         problems.extend(_world_problem(spec, job))
     return [_finding(problem) for problem in problems]
+
+
+def _incomplete_model(model: JobModel) -> list[Finding]:
+    """A preset that does not exist, or numbers that are missing without one."""
+    if model.preset is not None and model.preset not in PRESETS:
+        nearest = difflib.get_close_matches(model.preset, PRESETS, n=1, cutoff=0.0)[0]
+        said = f"model.preset: {model.preset!r} is not a shape that is known"
+        return [Finding(("model", "preset"), said, f"did you mean {nearest}? known: {', '.join(PRESETS)}")]
+    missing = [] if model.preset else [name for name in MODEL_NUMBERS if getattr(model, name) is None]
+    hint = "add it, or name a published shape with preset"
+    return [Finding(("model",), f"model.{name} is missing", hint) for name in missing]
 
 
 def _world_problem(spec: RunSpec, job: JobSpec) -> list[str]:
@@ -53,14 +72,17 @@ def _world_problem(spec: RunSpec, job: JobSpec) -> list[str]:
         spec.check_world(job.ranks)
     except ContractError:
         layout = spec.layout
-        product = f"pipeline {layout.pipeline} x data {layout.data} = {layout.ranks} ranks"
+        group = layout.pipeline * layout.tensor
+        tensor = f"tensor {layout.tensor} x " if layout.tensor > 1 else ""
+        product = f"pipeline {layout.pipeline} x {tensor}data {layout.data} = {layout.ranks} ranks"
         asked = f"{job.nodes} nodes x {job.ranks_per_node} ranks_per_node = {job.ranks}"
         ways = []
         if layout.ranks % job.ranks_per_node == 0:
             ways.append(f"set nodes to {layout.ranks // job.ranks_per_node}")
-        if job.ranks % layout.pipeline == 0:
-            ways.append(f"set layout.data to {job.ranks // layout.pipeline}")
-        way_out = ", or ".join(ways) or f"choose layout.pipeline as a divisor of {job.ranks}"
+        if job.ranks % group == 0:
+            ways.append(f"set layout.data to {job.ranks // group}")
+        degrees = "layout.pipeline x layout.tensor" if layout.tensor > 1 else "layout.pipeline"
+        way_out = ", or ".join(ways) or f"choose {degrees} as a divisor of {job.ranks}"
         return [f"layout: {product}, but {asked}; {way_out}"]
     return []
 

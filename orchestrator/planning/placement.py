@@ -105,9 +105,9 @@ def _is_free(node: PlaceableNode, excluded: Mapping[str, str], held: Mapping[str
 
 
 def _nodes_per_group(job: JobSpec) -> int:
-    """Nodes that one pipeline replica fills; 1 where replicas share nodes or there is no pipeline."""
-    stages = job.layout.pipeline
-    return stages // job.ranks_per_node if stages % job.ranks_per_node == 0 else 1
+    """Nodes that one replica fills, all its stages and tensor ranks; 1 where replicas share nodes."""
+    ranks = job.layout.pipeline * job.layout.tensor
+    return ranks // job.ranks_per_node if ranks % job.ranks_per_node == 0 else 1
 
 
 def _choose_groups(free: Sequence[PlaceableNode], wanted: int, group_size: int) -> list[list[PlaceableNode]]:
@@ -135,12 +135,14 @@ def _choose_groups(free: Sequence[PlaceableNode], wanted: int, group_size: int) 
 
 
 def _assign(job: JobSpec, chosen: Sequence[PlaceableNode]) -> tuple[tuple[int, str], ...]:
-    """Replica after replica along the nodes: rank = stage x data degree + replica, as the model counts them."""
+    """Replica after replica along the nodes, tensor ranks side by side: rank = (stage x data degree + replica) x tensor
+    degree + part, as the model counts them."""
     if job.command:
         order = list(range(job.ranks))
     else:
-        data = job.layout.data
-        order = [stage * data + replica for replica in range(data) for stage in range(job.layout.pipeline)]
+        data, tensor = job.layout.data, job.layout.tensor
+        places = ((stage * data + replica) for replica in range(data) for stage in range(job.layout.pipeline))
+        order = [place * tensor + part for place in places for part in range(tensor)]
     slots = [node.name for node in chosen for _ in range(job.ranks_per_node)]
     return tuple(sorted(zip(order, slots, strict=True)))
 

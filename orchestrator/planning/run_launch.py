@@ -1,10 +1,20 @@
 """What a rank is started with: its environment, its command and RUN.json. Pure."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from model.contract import BatchSpec, CheckpointSpec, DataSpec, LayoutSpec, ModelSpec, OptimizerSpec, RunSpec
-from orchestrator.domain.job import JobSpec
+from model.contract import (
+    BatchSpec,
+    CheckpointSpec,
+    DataSpec,
+    LayoutSpec,
+    ModelSpec,
+    OptimizerSpec,
+    RunSpec,
+    model_of_shape,
+)
+from model.shape import PRESETS
+from orchestrator.domain.job import JobModel, JobSpec
 from orchestrator.domain.run import RunRecord
 from orchestrator.domain.spec import Runtime
 
@@ -40,6 +50,13 @@ def master_port(run_id: str, attempt: int) -> int:
     return FIRST_PORT + int.from_bytes(digest[:4], "big") % PORTS
 
 
+def model_spec(model: JobModel) -> ModelSpec:
+    """The job's model with a preset's numbers filled in. Raises KeyError for a preset that does not exist and TypeError where
+    numbers are missing (`planning/job_check.py` finds both before)."""
+    given = model.model_dump(exclude={"preset"}, exclude_none=True)
+    return ModelSpec(**{**(asdict(model_of_shape(PRESETS[model.preset])) if model.preset else {}), **given})
+
+
 def run_spec(run: RunRecord, job: JobSpec, paths: RunPaths) -> RunSpec:
     """RUN.json of the present attempt as a value; not checked (`planning/job_check.py` does that).
 
@@ -51,13 +68,13 @@ def run_spec(run: RunRecord, job: JobSpec, paths: RunPaths) -> RunSpec:
     return RunSpec(
         run_id=run.id,
         seed=job.seed,
-        model=ModelSpec(**job.model.model_dump()),
+        model=model_spec(job.model),
         data=DataSpec(
             corpus=job.data.corpus,
             directory=paths.data(job.data.name),
             heldout_fraction=job.data.heldout_fraction,
         ),
-        layout=LayoutSpec(pipeline=job.layout.pipeline, tensor=1, data=job.layout.data, zero=job.layout.zero),
+        layout=LayoutSpec(**job.layout.model_dump()),
         batch=BatchSpec(**job.batch.model_dump()),
         optimizer=OptimizerSpec(**job.optimizer.model_dump()),
         steps=run.steps,
@@ -69,6 +86,7 @@ def run_spec(run: RunRecord, job: JobSpec, paths: RunPaths) -> RunSpec:
         ),
         resume=run.attempt > 1 or bool(run.resume_of),
         precision=job.precision,
+        activation_checkpointing=job.activation_checkpointing,
         output_directory=run.directory,
     )
 

@@ -1,10 +1,13 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from model.shape import PRESETS
 from orchestrator.domain.errors import BadInput
 from orchestrator.drivers.job_reader import parse_job, read_job
 from orchestrator.planning.job_check import job_problems
+from orchestrator.planning.run_launch import model_spec
 
 JOBS = Path(__file__).parents[2] / "cluster_specs" / "jobs"
 GOOD = """\
@@ -46,6 +49,13 @@ def test_every_job_that_ships_can_be_run(path: Path) -> None:
         ("pipeline: 2, data: 2", "pipeline: 8, data: 1", "job.yaml:5:", "8 stages"),
         ("name: lm", "name: LM job", "job.yaml:2:", "LM job"),
         ("optimizer: {lr: 0.0015, warmup_steps: 20}\n", "", "job.yaml:", "optimizer is missing"),
+        ("layers: 4, ", "", "job.yaml:4:", "model.layers is missing"),
+        ("layers: 4, ", "preset: llama-8, layers: 4, ", "job.yaml:4:", "did you mean llama-8b?"),
+        ("pipeline: 2, data: 2", "pipeline: 1, tensor: 4, data: 1", "job.yaml:5:", "6 heads, 6 key/value heads, d_ff 768"),
+        ("pipeline: 2, data: 2", "pipeline: 2, tensor: 2, data: 2", "job.yaml:5:", "tensor 2 x data 2 = 8 ranks"),
+        ("d_ff: 768", "d_ff: 768, position: rotary, heads: 64", "job.yaml:4:", "heads"),
+        ("positions: 128", "positions: 128, family: lama", "job.yaml:4:", "gpt or llama or vaswani"),
+        ("steps: 240", "steps: 240\nactivation_checkpointing: all", "job.yaml:9:", "activation_checkpointing"),
         ("steps: 240", "steps: 240\ncommand: [python3, x.py]", "job.yaml:", "together with command"),
         ("steps: 240", "steps: 240\nstart_limit_s: 10", "job.yaml:9:", "start_limit_s"),
     ],
@@ -58,6 +68,15 @@ def test_a_wrong_job_is_refused_at_its_place(old: str, new: str, place: str | No
         return
     said = problems_of(text)
     assert any(problem.startswith(place) and words in problem for problem in said), said
+
+
+def test_a_preset_fills_in_what_is_not_given() -> None:
+    text = GOOD.replace(
+        "{layers: 4, d_model: 192, heads: 6, d_ff: 768, vocabulary: 1024, positions: 128}", "{preset: llama-8b, layers: 4}"
+    )
+    job = parse_job(text.encode(), "job.yaml", job_problems).job
+    assert job.model is not None
+    assert model_spec(job.model).shape() == replace(PRESETS["llama-8b"], layers=4)
 
 
 def test_problems_between_fields_are_told_all_at_once() -> None:

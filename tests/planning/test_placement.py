@@ -10,8 +10,8 @@ from tests.planning.run_world import a_job, a_node, four_nodes
 
 @st.composite
 def clusters(draw: st.DrawFn) -> dict[str, Any]:
-    pipeline, data = draw(st.integers(1, 4)), draw(st.integers(1, 4))
-    per_node = draw(st.sampled_from([each for each in (1, 2, 4) if pipeline * data % each == 0]))
+    pipeline, data, tensor = draw(st.integers(1, 4)), draw(st.integers(1, 4)), draw(st.sampled_from([1, 2, 4]))
+    per_node = draw(st.sampled_from([each for each in (1, 2, 4) if pipeline * data * tensor % each == 0]))
     count = draw(st.integers(1, 24))
     states = st.sampled_from([NodeState.READY] * 4 + [NodeState.QUARANTINED, NodeState.ALLOCATED, NodeState.CONFIGURED])
     nodes = [
@@ -20,10 +20,10 @@ def clusters(draw: st.DrawFn) -> dict[str, Any]:
     ]
     names = [node.name for node in nodes]
     job = a_job(
-        nodes=pipeline * data // per_node,
+        nodes=pipeline * data * tensor // per_node,
         ranks_per_node=per_node,
         spares=draw(st.integers(0, 3)),
-        layout={"pipeline": pipeline, "data": data, "zero": 1},
+        layout={"pipeline": pipeline, "tensor": tensor, "data": data, "zero": 1},
     )
     excluded = {name: "it crashed twice" for name in draw(st.sets(st.sampled_from(names), max_size=4))}
     held = {name: "other-1" for name in draw(st.sets(st.sampled_from(names), max_size=4))}
@@ -57,6 +57,14 @@ def test_the_stages_of_a_replica_share_a_leaf_and_the_replicas_are_spread() -> N
     assert [node_of[0], node_of[2]] == ["r01-n1", "r01-n2"]
     assert [node_of[1], node_of[3]] == ["r02-n1", "r02-n2"]
     assert found.spares == ("r01-n3", "r02-n3")
+
+
+def test_tensor_ranks_share_a_node_and_the_stages_of_a_replica_a_leaf() -> None:
+    layout = {"pipeline": 2, "tensor": 2, "data": 2, "zero": 1}
+    found = place(a_job(ranks_per_node=2, layout=layout), four_nodes(), {}, {})
+    assert isinstance(found, Placement)
+    # rank = (stage x 2 + replica) x 2 + part
+    assert [node for _, node in found.ranks] == ["r01-n1"] * 2 + ["r02-n1"] * 2 + ["r01-n2"] * 2 + ["r02-n2"] * 2
 
 
 def test_a_ring_of_replicas_crosses_each_leaf_boundary_once() -> None:

@@ -10,6 +10,7 @@ from orchestrator.domain.job import JobSpec
 from orchestrator.domain.spec import ClusterSpec
 from orchestrator.planning.parallel.fabric import fabric_of
 from orchestrator.planning.parallel.gpus import GPUS, GpuType, find_gpu
+from orchestrator.planning.run_launch import model_spec
 
 NODE_FAILURES_PER_DAY = 0.0038
 """Interruptions per node and day of Llama 3's 54 days on 2,048 nodes: 419 unexpected ones (Grattafiori et al. 2024, table 5)."""
@@ -122,9 +123,8 @@ def shape_of(job: JobSpec, preset: str | None = None) -> TransformerShape:
         return PRESETS[preset]
     if job.model is None:
         raise BadInput(f"job {job.name} runs a command, not a model", "give a job with `model`, or --preset")
-    numbers = job.model.model_dump(exclude={"dropout"})
     try:
-        return TransformerShape(**numbers)
+        return model_spec(job.model).shape()
     except ValueError as error:
         raise BadInput(str(error), "change the model's numbers in the job file") from error
 
