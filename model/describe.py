@@ -8,55 +8,93 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from model.contract import ContractError, ExitCode, RunSpec
 from model.shape import PRESETS, TransformerShape, state_bytes_per_rank
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns the process's exit code."""
     parser = argparse.ArgumentParser(prog="python -m model.describe", description="Count a model without building it.")
-    parser.add_argument("--preset", required=True, choices=sorted(PRESETS))
-    parser.add_argument("--sequence-tokens", type=int, help="tokens per sequence; the preset's positions if not given")
-    parser.add_argument("--data-ranks", type=int, default=8, help="ranks that share the state under ZeRO (default 8)")
-    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--preset", choices=sorted(PRESETS), help="a published shape")
+    which.add_argument("--run", type=Path, metavar="RUN.json", help="the model of a run, in the run's layout and precision")
+    parser.add_argument("--sequence-tokens", type=int, help="tokens per sequence; the model's positions if not given")
+    parser.add_argument("--data-ranks", type=int, help="ranks that share the state under ZeRO (8 for a preset)")
+    parser.add_argument("--pipeline", type=int, help="stages that the layers are cut into (1 for a preset)")
+    parser.add_argument("--tensor", type=int, help="ranks that share each layer (1 for a preset)")
+    parser.add_argument("--precision", choices=("bf16", "fp16", "fp32"), help="bf16 for a preset")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
     given = parser.parse_args(arguments)
-    if given.data_ranks < 1 or (given.sequence_tokens is not None and given.sequence_tokens < 1):
-        parser.error("--data-ranks and --sequence-tokens must be at least 1")
+    numbers = (given.data_ranks, given.sequence_tokens, given.pipeline, given.tensor)
+    if any(number is not None and number < 1 for number in numbers):
+        parser.error("--data-ranks, --sequence-tokens, --pipeline and --tensor must be at least 1")
+    try:
+        facts = _of_run(given) if given.run else _of_preset(given)
+    except (ContractError, ValueError, OSError) as error:
+        print(f"{given.run or given.preset}: {error}", file=sys.stderr)
+        return ExitCode.BAD_RUN
+    sys.stdout.write((json.dumps(facts, indent=2) if given.json else _as_lines(facts)) + "\n")
+    return ExitCode.DONE
+
+
+def _of_preset(given: argparse.Namespace) -> dict[str, Any]:
     shape = PRESETS[given.preset]
-    facts = {
+    return {
         "preset": given.preset,
         **describe(
             shape,
             sequence_tokens=given.sequence_tokens or shape.positions,
-            data_ranks=given.data_ranks,
-            precision=given.precision,
+            data_ranks=given.data_ranks or 8,
+            pipeline=given.pipeline or 1,
+            tensor=given.tensor or 1,
+            precision=given.precision or "bf16",
         ),
     }
-    sys.stdout.write((json.dumps(facts, indent=2) if given.json else _as_lines(facts)) + "\n")
-    return 0
 
 
-def describe(shape: TransformerShape, *, sequence_tokens: int, data_ranks: int, precision: str) -> dict[str, Any]:
-    """Parameters by part, FLOPs per token at this sequence length, and bytes of state per rank by ZeRO stage."""
-    count = shape.parameters()
+def _of_run(given: argparse.Namespace) -> dict[str, Any]:
+    spec = RunSpec.from_json(given.run.read_text(encoding="utf-8"))
+    return {
+        "run": spec.run_id,
+        **describe(
+            spec.model.shape(),
+            sequence_tokens=given.sequence_tokens or spec.batch.sequence_tokens,
+            data_ranks=given.data_ranks or spec.layout.data,
+            pipeline=given.pipeline or spec.layout.pipeline,
+            tensor=given.tensor or spec.layout.tensor,
+            precision=given.precision or spec.precision,
+        ),
+    }
+
+
+def describe(
+    shape: TransformerShape, *, sequence_tokens: int, data_ranks: int, precision: str, pipeline: int = 1, tensor: int = 1
+) -> dict[str, Any]:
+    """Parameters by part, FLOPs per token at this sequence length, and bytes of state on the fullest rank by ZeRO stage.
+
+    Raises ValueError for degrees that the shape cannot be spread over.
+    """
+    fullest = shape.largest_stage_parameters(pipeline, tensor)
     states = {
-        f"zero_{stage}": state_bytes_per_rank(
-            count.total, zero_stage=stage, data_ranks=data_ranks, precision=precision
-        ).total_bytes
+        f"zero_{stage}": state_bytes_per_rank(fullest, zero_stage=stage, data_ranks=data_ranks, precision=precision)
         for stage in range(4)
     }
     return {
-        "parameters": count.as_dict(),
+        "parameters": shape.parameters().as_dict(),
         "sequence_tokens": sequence_tokens,
         "flops_per_token": {
             "forward": shape.forward_flops_per_token(sequence_tokens),
             "backward": shape.backward_flops_per_token(sequence_tokens),
         },
         "precision": precision,
-        "data_ranks": data_ranks,
-        "state_bytes_per_rank": states,
+        "layout": {"data_ranks": data_ranks, "pipeline": pipeline, "tensor": tensor},
+        "parameters_of_the_fullest_rank": fullest,
+        "state_bytes_per_rank": {stage: state.total_bytes for stage, state in states.items()},
+        "state_bytes_per_rank_by_part": {stage: asdict(state) for stage, state in states.items()},
     }
 
 
@@ -66,7 +104,7 @@ def _as_lines(facts: dict[str, Any], prefix: str = "") -> str:
         if isinstance(value, dict):
             lines.append(_as_lines(value, f"{prefix}{name}."))
         else:
-            lines.append(f"{prefix + name:<40} {value:,}" if isinstance(value, int) else f"{prefix + name:<40} {value}")
+            lines.append(f"{prefix + name:<44} {value:,}" if isinstance(value, int) else f"{prefix + name:<44} {value}")
     return "\n".join(lines)
 
 

@@ -276,6 +276,7 @@ def shape_of_family(family: Family, numbers: Mapping[str, int], options: Mapping
 BYTES_PER_PARAMETER: Final = {
     "fp32": (4, 4, 8),
     "bf16": (2, 2, 12),
+    "fp16": (2, 2, 12),
 }
 """precision -> (parameter, gradient, Adam state) bytes.  Adam keeps two fp32 moments, and in mixed precision an
 fp32 master copy too: K = 12 in Rajbhandari et al. 2020 (ZeRO, arXiv 1910.02054, section 3.1)."""

@@ -98,11 +98,16 @@ class Transformer(nn.Module):
             self._calls.append((name, plan.call))
         self.loss = next_token_loss(recipe)
 
-    def logits(self, tokens_BT: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """Token ids (B, T) -> logits (B, T, W).  With a cache, the tokens follow those that it holds."""
+    def logits(self, tokens_BT: Tensor, cache: KeyValueCache | None = None, *, last_only: bool = False) -> Tensor:
+        """Token ids (B, T) -> logits (B, T, W), or (B, 1, W) of the last token only.
+
+        With a cache, the tokens follow those that it holds.
+        """
         hidden = tokens_BT
-        for name, call in self._calls:
+        for index, (name, call) in enumerate(self._calls):
             module = self.get_submodule(name)
+            if last_only and index == len(self._calls) - 1:
+                hidden = hidden[:, -1:]
             if cache is not None and isinstance(module, Positions | Block):
                 hidden = module(hidden, cache)
             else:

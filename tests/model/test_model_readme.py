@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from pathlib import Path
 
 import pytest
-from training_launch import PROJECT
+from training_launch import PROJECT, tiny_run
 
 from model import describe
 from model.contract import ExitCode, RunSpec
@@ -47,6 +48,32 @@ def test_describe_prints_the_counts_as_json(capsys: pytest.CaptureFixture[str]) 
 def test_describe_says_every_count_in_words_too(capsys: pytest.CaptureFixture[str]) -> None:
     describe.main(["--preset", "llama-8b"])
     assert re.search(r"parameters\.total +8,030,261,248", capsys.readouterr().out)
+
+
+def test_describe_counts_the_fullest_rank_of_a_runs_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "RUN.json"
+    run.write_text(json.dumps(tiny_run(tmp_path / "r", layout={"pipeline": 2, "tensor": 2, "data": 2})))
+    assert describe.main(["--run", str(run), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["layout"] == {"data_ranks": 2, "pipeline": 2, "tensor": 2}
+    fullest = facts["parameters_of_the_fullest_rank"]
+    assert fullest == RunSpec.from_json(run.read_text()).model.shape().largest_stage_parameters(2, 2)
+    assert facts["state_bytes_per_rank_by_part"]["zero_1"] == {
+        **{"parameters_bytes": 4 * fullest, "gradients_bytes": 4 * fullest, "optimizer_bytes": 8 * -(-fullest // 2)}
+    }
+    assert describe.main(["--preset", "llama-8b", "--tensor", "3"]) == ExitCode.BAD_RUN
+    assert "8 key/value heads" in capsys.readouterr().err
+
+
+def test_every_equation_leads_to_a_function_that_is_there() -> None:
+    table = README.partition("## Equations")[2].partition("\n## ")[0]
+    rows = [row.rpartition(" | ")[2] for row in table.splitlines() if row.startswith("| ")]
+    names = [name for row in rows for name in re.findall(r"`([a-z_]+)\.([\w.]+)`", row)]
+    assert len(names) >= 20
+    for module, path in names:
+        found: object = importlib.import_module(f"model.{module}")
+        for part in path.split("."):
+            found = getattr(found, part)
 
 
 def test_no_path_of_a_machine_stands_in_the_package() -> None:
