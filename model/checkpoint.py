@@ -104,6 +104,7 @@ class Checkpoints:
         tensors = {tensor_name(span.fragment.name, kind): t for span in spans for kind, t in span.tensors.items()}
         self._file.start(draft / rank_file_name(self._rank), tensors)
         if self._rank == 0:
+            notes = {**notes, "loss_scale": engine.state.loss_scale()}
             text = state_text(self._fragments, adam_steps=engine.state.adam_steps(), notes=notes)
             (draft / STATE_NAME).write_text(text, encoding="utf-8")
         self._begun = _Begun(step, draft, begun_s, held_s=time.monotonic() - begun_s)

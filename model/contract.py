@@ -358,7 +358,7 @@ class ProgressLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventLine:
-    """Something that is not a step: started, layout_changed, checkpoint, heldout, nan, spike, stopped, finished."""
+    """Something that is not a step: started, layout_changed, checkpoint, heldout, nan, spike, overflow, stopped, finished."""
 
     event: str
     step: int

@@ -107,7 +107,7 @@ class Engine(ABC):
         ended_s = time.monotonic()
         if not self._judged:
             # DeepSpeed itself found a norm that is no number and dropped the gradients.
-            self._judge(math.inf)
+            self._judge_dropped()
         updated_s = self._gate.reached_s or ended_s
         return StepResult(*self._seen, self._verdict, updated_s - begun_s, ended_s - updated_s)
 
@@ -120,6 +120,14 @@ class Engine(ABC):
         if self.any_rank(not self._verdict.is_applied) and self._verdict.is_applied:
             self._verdict = self._guard.overruled(*self._seen)
         return self._verdict.is_applied
+
+    def _judge_dropped(self) -> None:
+        if self._spec.precision == "fp16":
+            # The loss scale was too high; DeepSpeed lowers it and the run goes on.
+            self._seen = self._losses.mean(), math.inf
+            self._verdict = Verdict("overflow", "the loss scale was too high for fp16", is_applied=False)
+        else:
+            self._judge(math.inf)
 
     def _grad_norm(self) -> float:
         """Of the whole gradient before clipping, once DeepSpeed has it."""
@@ -142,8 +150,9 @@ class Engine(ABC):
 
         Only for folders whose manifest was verified.  Raises StateError where the checkpoint is not of this model.
         """
-        reader = StateReader(folder)
-        self.state.restore(reader)
+        reader, state = StateReader(folder), self.state
+        state.restore(reader)
+        state.restore_loss_scale(reader.notes.get("loss_scale", {}))
         return reader.notes
 
     def peak_tflops(self) -> float | None:

@@ -8,7 +8,7 @@ knows names and numbers only.  What is used of DeepSpeed: parameters' `_hp_mappi
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +23,12 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
-from model.state import KINDS, Cut, Fragment, StateError, StateReader
+from model.cut import Cut
+from model.state import KINDS, Fragment, StateError, StateReader
 
 _MOMENTS = KINDS[1:]
+_SCALER_NUMBERS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+"""Of DeepSpeed's DynamicLossScaler."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,17 @@ class EngineState:
         if len(counts) > 1:
             raise StateError(f"parameters of one run have had different numbers of updates: {sorted(counts)}")
         return counts.pop() if counts else 0
+
+    def loss_scale(self) -> dict[str, float]:
+        """The state of fp16's dynamic loss scale; empty in other precisions."""
+        scaler = getattr(self._engine.optimizer, "loss_scaler", None)
+        return {name: getattr(scaler, name) for name in _SCALER_NUMBERS} if getattr(scaler, "dynamic", False) else {}
+
+    def restore_loss_scale(self, numbers: Mapping[str, float]) -> None:
+        """Takes what `loss_scale` gave; nothing where the run or the checkpoint has none."""
+        if self.loss_scale():
+            for name in numbers.keys() & set(_SCALER_NUMBERS):
+                setattr(self._engine.optimizer.loss_scaler, name, numbers[name])
 
     def restore(self, reader: StateReader) -> None:
         """Puts a checkpoint's state into the engine, whatever layout wrote it.  Collective.

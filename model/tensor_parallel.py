@@ -17,6 +17,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model.cut import Cut
+
 
 @dataclass(frozen=True, slots=True)
 class TensorGroup:
@@ -45,8 +47,7 @@ class Shard:
 
     def split(self, whole: Tensor, rank: int, size: int) -> Tensor:
         """The part of `rank` among `size` ranks."""
-        parts = whole.split(self.parts, self.dim)
-        return torch.cat([part.chunk(size, self.dim)[rank] for part in parts], self.dim)
+        return Cut(self.dim, self.parts, rank, size).of(whole)
 
 
 def shards_of(module: nn.Module) -> dict[str, Shard]:

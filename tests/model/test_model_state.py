@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from model.state import KINDS, STATE_NAME, Cut, Fragment, StateError, StateReader, state_text, tensor_name
+from model.cut import Cut
+from model.state import KINDS, STATE_NAME, Fragment, StateError, StateReader, state_text, tensor_name
 
 WHOLE = {"matrix": (12, 6), "fused": (14, 4), "vector": (6,), "vocabulary": (13, 5)}
 CUTS = {"matrix": (1, (6,)), "fused": (0, (8, 4, 2)), "vocabulary": (0, (13,))}

@@ -12,11 +12,11 @@ from hypothesis import strategies as some
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model.cut import Cut
 from model.dropout import Dropout, DropoutClock, Moment
 from model.kv_cache import KeyValueCache
 from model.recompute import Recompute
 from model.shape import FAMILY_OPTIONS, Activation, Family, TransformerShape
-from model.state import Cut
 from model.tensor_parallel import Shard, shards_of
 from model.transformer import (
     Block,
