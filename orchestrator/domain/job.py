@@ -63,7 +63,8 @@ class JobData(Strict):
     """The text."""
 
     corpus: str = "python-stdlib"
-    """`python-stdlib`: the sources of the Python standard library of the nodes' interpreter."""
+    """`python-stdlib`: the sources of the Python standard library of the nodes' interpreter; or the path of a folder of UTF-8
+    text files as the nodes see it, with a slash in it."""
     name: JobName = "python-stdlib"
     """Folder of the prepared tokens, under rackray/data/ on the shared storage; runs with equal data share it."""
     heldout_fraction: Number = 0.03
@@ -79,6 +80,9 @@ class JobLayout(Strict):
     """Ranks that share each layer; best on one node. It divides the heads, the key/value heads and `d_ff`."""
     data: Count = 1
     """Replicas that each see their share of the batch."""
+    least_data: Count | None = None
+    """Fewest replicas a run that lost nodes may go on with instead of waiting for others; unset: always `data`. The global batch
+    stays, so those degrees are used that it divides by."""
     zero: Annotated[int, Field(ge=0, le=3)] = 1
     """ZeRO stage; with a pipeline, 1."""
 
@@ -124,6 +128,23 @@ class JobCheckpoint(Strict):
     """0: only at the end or at a stop."""
     keep: Count = 2
     """Complete checkpoints kept; older ones are deleted."""
+    background: bool = True
+    """Written while training goes on, from a copy in the nodes' memory; false waits for the storage."""
+
+
+class JobGuard(Strict):
+    """What happens to a step whose numbers are wrong; its update is never applied, unless it is ignored."""
+
+    on_nan: Literal["stop", "skip"] = "stop"
+    """Loss or gradient norm is no number."""
+    on_spike: Literal["ignore", "stop", "skip"] = "ignore"
+    """The loss jumped: `ignore` applies the step and tells of it."""
+    spike_deviations: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 8.0
+    """A jump is a loss so many robust standard deviations above the median of the window."""
+    window_steps: Count = 100
+    """Steps that are looked back at."""
+    most_skips_in_row: Annotated[int, Field(ge=0)] = 5
+    """One more ends the run."""
 
 
 class JobSpec(Strict):
@@ -152,6 +173,7 @@ class JobSpec(Strict):
     evaluate_every_steps: Annotated[int, Field(ge=0)] = 0
     """Held-out loss every so many steps; 0: only at the end."""
     checkpoint: JobCheckpoint = JobCheckpoint()
+    guard: JobGuard = JobGuard()
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """`fp16` needs GPUs."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"

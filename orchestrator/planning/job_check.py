@@ -50,6 +50,9 @@ def _model_problems(job: JobSpec) -> list[Finding]:
     run = RunRecord(f"{job.name}-1", job.name, {}, steps=job.steps, attempt=1, directory="/run")
     spec = run_spec(run, job, RunPaths("/shared"))
     problems = problems_of(spec)
+    least = job.layout.least_data
+    if least is not None and least > job.layout.data:
+        problems.append(f"layout.least_data: is {least}, more than layout.data {job.layout.data}; at most {job.layout.data}")
     if not any(problem.startswith(("layout.pipeline", "layout.tensor", "layout.data")) for problem in problems):
         problems.extend(_world_problem(spec, job))
     return [_finding(problem) for problem in problems]

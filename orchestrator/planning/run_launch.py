@@ -7,6 +7,7 @@ from model.contract import (
     BatchSpec,
     CheckpointSpec,
     DataSpec,
+    GuardSpec,
     LayoutSpec,
     ModelSpec,
     OptimizerSpec,
@@ -17,6 +18,7 @@ from model.shape import PRESETS
 from orchestrator.domain.job import JobModel, JobSpec
 from orchestrator.domain.run import RunRecord
 from orchestrator.domain.spec import Runtime
+from orchestrator.planning.elastic import as_placed
 
 FIRST_PORT, PORTS = 20_000, 10_000
 """Rendezvous ports: above Ray's worker ports (10002-19999), below Linux's ephemeral ones (32768-60999)."""
@@ -65,6 +67,7 @@ def run_spec(run: RunRecord, job: JobSpec, paths: RunPaths) -> RunSpec:
     """
     if job.model is None or job.batch is None or job.optimizer is None:
         raise ValueError(f"job {job.name} has no model to train")
+    layout = as_placed(job, len(run.ranks)).layout
     return RunSpec(
         run_id=run.id,
         seed=job.seed,
@@ -74,7 +77,7 @@ def run_spec(run: RunRecord, job: JobSpec, paths: RunPaths) -> RunSpec:
             directory=paths.data(job.data.name),
             heldout_fraction=job.data.heldout_fraction,
         ),
-        layout=LayoutSpec(**job.layout.model_dump()),
+        layout=LayoutSpec(**layout.model_dump(exclude={"least_data"})),
         batch=BatchSpec(**job.batch.model_dump()),
         optimizer=OptimizerSpec(**job.optimizer.model_dump()),
         steps=run.steps,
@@ -83,7 +86,9 @@ def run_spec(run: RunRecord, job: JobSpec, paths: RunPaths) -> RunSpec:
             directory=paths.checkpoints(run.checkpoint_run or run.id),
             every_steps=job.checkpoint.every_steps,
             keep=job.checkpoint.keep,
+            background=job.checkpoint.background,
         ),
+        guard=GuardSpec(**job.guard.model_dump()),
         resume=run.attempt > 1 or bool(run.resume_of),
         precision=job.precision,
         activation_checkpointing=job.activation_checkpointing,

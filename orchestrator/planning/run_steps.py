@@ -16,6 +16,7 @@ from orchestrator.domain.plan import Step
 from orchestrator.domain.run import RankRecord, RunRecord, RunState
 from orchestrator.domain.run_progress import RunProgress, RunSeen
 from orchestrator.domain.spec import Runtime
+from orchestrator.planning.elastic import smaller_jobs
 from orchestrator.planning.placement import CannotPlace, PlaceableNode, Placement, place
 from orchestrator.planning.run_launch import RunPaths, master_port, rank_argv, rank_environment, run_json
 from orchestrator.planning.run_observe import key_of, seen_for
@@ -175,7 +176,7 @@ def _node_moved(node: NodeRecord, to: NodeState, because: str, run: str) -> Even
 def _waiting(run: RunRecord, job: JobSpec, world: RunWorld) -> RunDecision:
     if run.stop:
         return _stopped(run)
-    found = _place(run, job, world)
+    found = _place_elastic(run, job, world)
     if isinstance(found, Placement):
         return MoveRun(RunState.PLACING, f"there is room: {found.because}")
     if str(found) != run.because:
@@ -188,7 +189,7 @@ def _placing(run: RunRecord, job: JobSpec, world: RunWorld) -> RunDecision:
         return _stopped(run)
     if run.is_placed:
         return MoveRun(RunState.PREFLIGHT, f"attempt {run.attempt}: {len(run.ranks)} ranks on {', '.join(run.nodes)}")
-    found = _place(run, job, world)
+    found = _place_elastic(run, job, world)
     if isinstance(found, CannotPlace):
         return MoveRun(RunState.WAITING, str(found))
     attempt = run.attempt + 1
@@ -393,6 +394,19 @@ def _look_every_s(run: RunRecord) -> float:
 def _place(run: RunRecord, job: JobSpec, world: RunWorld, without: Mapping[str, str] | None = None) -> Placement | CannotPlace:
     excluded = {**world.barred, **run.excluded, **(without or {})}
     return place(job, list(world.nodes.values()), excluded, world.held, run.id)
+
+
+def _place_elastic(run: RunRecord, job: JobSpec, world: RunWorld) -> Placement | CannotPlace:
+    """As `_place`; a run that has trained before may also have fewer replicas, as many as there is room for."""
+    found = _place(run, job, world)
+    if isinstance(found, Placement) or not (run.attempt or run.resume_of):
+        return found
+    for smaller in smaller_jobs(job):
+        less = _place(run, smaller, world)
+        if isinstance(less, Placement):
+            because = f"{smaller.layout.data} of {job.layout.data} replicas, for {found.why}; {less.because}"
+            return replace(less, because=because)
+    return found
 
 
 def _paths(world: RunWorld) -> RunPaths:

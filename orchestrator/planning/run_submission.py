@@ -8,8 +8,9 @@ from orchestrator.domain.errors import BadInput
 from orchestrator.domain.job import JobSpec
 from orchestrator.domain.run import RunRecord
 
-SAME_FOR_RESUME = ("model", "layout", "precision", "data", "command")
-"""A checkpoint can be continued only by a job that agrees with the old one in these."""
+SAME_FOR_RESUME = ("model", "data", "command")
+"""A checkpoint can be continued only by a job that agrees with the old one in these. Layout, precision and number of nodes may
+be others: the model reads any checkpoint in any layout. Another program's may not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ def _to_continue(job: JobSpec, same: Sequence[RunRecord]) -> RunRecord:
     old = with_checkpoint[-1]
     before, now = old.spec.model_dump(mode="json"), job.model_dump(mode="json")
     changed = [name for name in SAME_FOR_RESUME if before[name] != now[name]]
-    if (old.spec.nodes * old.spec.ranks_per_node) != job.ranks:
+    if job.command and old.spec.ranks != job.ranks:
         changed.append("nodes x ranks_per_node")
     if changed:
         raise BadInput(

@@ -52,16 +52,31 @@ def test_resuming_a_run_that_did_everything_goes_on_for_as_many_steps_more_and_s
         (a_job(), [a_run(a_job(), state=RunState.FAILED)], None, "no run of lm ended with a complete checkpoint"),
         (a_job(), [a_run(a_job(), state=RunState.FINISHED, checkpoint_step=10)], 10, "--steps 10 is not beyond step 10"),
         (
-            a_job(layout={"data": 4, "zero": 3}),
+            a_job(data={"name": "other"}),
             [a_run(a_job(), state=RunState.FINISHED, checkpoint_step=10)],
             None,
-            "differs in layout",
+            "differs in data",
         ),
     ],
 )
 def test_what_cannot_be_continued_is_refused(job: JobSpec, runs: list[RunRecord], steps: int | None, words: str) -> None:
     with pytest.raises(BadInput, match=words):
         decide(job, runs, resume=True, steps=steps)
+
+
+def test_another_layout_precision_and_number_of_nodes_continue_a_run() -> None:
+    old = a_run(a_job(), state=RunState.FINISHED, checkpoint_step=10)
+    job = a_job(nodes=2, layout={"data": 2, "zero": 3}, precision="bf16")
+    asked = decide(job, [old], resume=True, steps=20)
+    assert isinstance(asked, SubmitRun)
+    assert (asked.data["resume_of"], asked.data["resume_from_step"]) == (old.id, 10)
+
+
+def test_another_programs_run_keeps_its_ranks() -> None:
+    program = {"model": None, "batch": None, "optimizer": None, "steps": 0, "command": ["./train"]}
+    old = a_run(a_job(**program), state=RunState.FINISHED, checkpoint_step=10)
+    with pytest.raises(BadInput, match="nodes x ranks_per_node"):
+        decide(a_job(**program, nodes=2), [old], resume=True, steps=20)
 
 
 def test_runs_are_numbered_after_their_job_and_no_number_is_given_twice() -> None:

@@ -1,0 +1,35 @@
+"""Fewer replicas where nodes are missing: which smaller layouts a job allows, and which one a run has. Pure.
+
+A checkpoint can be continued in any layout, so a run that lost nodes need not wait for new ones. Only the number of replicas
+changes: stages, tensor ranks and the global batch stay, and with them the losses.
+"""
+
+from collections.abc import Iterator
+
+from orchestrator.domain.job import JobSpec
+
+
+def smaller_jobs(job: JobSpec) -> Iterator[JobSpec]:
+    """`job` with fewer and fewer replicas, down to `layout.least_data`; only those whose batch and nodes come out even."""
+    layout, batch = job.layout, job.batch
+    if layout.least_data is None or batch is None or job.command:
+        return
+    for data in range(layout.data - 1, layout.least_data - 1, -1):
+        ranks = layout.pipeline * layout.tensor * data
+        divides = batch.global_sequences % (batch.micro_sequences * data) == 0
+        if divides and ranks % job.ranks_per_node == 0:
+            yield with_replicas(job, data)
+
+
+def as_placed(job: JobSpec, ranks: int) -> JobSpec:
+    """`job` with the replicas that `ranks` placed ranks make: its own, or fewer."""
+    if job.command or ranks in (0, job.ranks):
+        return job
+    return with_replicas(job, ranks // (job.layout.pipeline * job.layout.tensor))
+
+
+def with_replicas(job: JobSpec, data: int) -> JobSpec:
+    """`job` with `data` replicas on as many nodes as they fill."""
+    ranks = job.layout.pipeline * job.layout.tensor * data
+    layout = job.layout.model_copy(update={"data": data})
+    return job.model_copy(update={"layout": layout, "nodes": ranks // job.ranks_per_node})
