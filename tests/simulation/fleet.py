@@ -2,7 +2,7 @@
 
 import functools
 
-from orchestrator.domain.spec import ClusterSpec, Node, Rollout
+from orchestrator.domain.spec import ClusterSpec, Equipment, FirmwareComponent, Node, Rollout, Sku
 from tests.execution.site import lab_4
 
 NODES_PER_RACK = 8
@@ -27,6 +27,18 @@ def a_fleet(nodes: int, rollout: Rollout | None = None, *, headroom: float = 1.2
         "lab": None,
     }
     return lab.model_copy(update=made)
+
+
+def with_a_leaf_per_rack(spec: ClusterSpec) -> ClusterSpec:
+    """`spec` with a leaf switch in every rack, whose BMC and firmware the controller looks after too."""
+    leaf = Sku(kind="leaf-switch", manufacturer="Rackray", model="LAB-LEAF", units=1, idle_w=10, max_w=50, ports=8)
+    switches = tuple(
+        Equipment(name=rack.replace("r", "leaf-"), rack=rack, unit=40, sku="leaf", serial=f"L{rack}", bmc=f"12.0.0.{place}")
+        for place, rack in enumerate(spec.racks, start=1)
+    )
+    firmware = {"OS": FirmwareComponent(approved=("31.2014",), image="/firmware/leaf-os.bin")}
+    more = {"skus": {**spec.skus, "leaf": leaf}, "firmware": {**spec.firmware, "leaf": firmware}, "equipment": switches}
+    return spec.model_copy(update=more)
 
 
 @functools.cache

@@ -70,7 +70,7 @@ def nodes_in_flight_stay_within_the_limits(site: SimulatedSite, state: ClusterSt
         record = state.nodes.get(name)
         starting = (
             node.is_on and not node.is_up and record is not None and record.state in (NodeState.CREDENTIALED, NodeState.POWERED)
-        )
+        ) and not node.machine.spec.is_equipment
         if starting and site.dark_until_s.get(node.feed) is None and "reset_ignored" not in _faults(site, name):
             down[node.node.rack] += 1
     for rack, count in down.items():
@@ -79,9 +79,9 @@ def nodes_in_flight_stay_within_the_limits(site: SimulatedSite, state: ClusterSt
 
 
 def every_node_of_the_spec_has_one_record(site: SimulatedSite, state: ClusterState, past: Past) -> Breaches:
-    """[I19] Nobody is forgotten, nobody is counted twice."""
-    if state.spec is not None and set(state.nodes) != {node.name for node in state.spec.nodes}:
-        yield "the records are not those of the spec's nodes"
+    """[I19] Nobody is forgotten, nobody is counted twice; equipment is a machine like any other."""
+    if state.spec is not None and set(state.nodes) != {machine.name for machine in state.spec.managed()}:
+        yield "the records are not those of the spec's machines"
 
 
 AFTER_COMMIT: Mapping[str, Callable[[SimulatedSite, ClusterState, Past], Breaches]] = {
@@ -136,10 +136,11 @@ def ready_means_sound(event: Event, state: ClusterState, site: SimulatedSite, pa
         return
     record, node = state.nodes[event.subject], site.nodes[event.subject]
     disturbed_s = max(record.fact_at_s(Action.BMC_POWER), record.fact_at_s(Action.BMC_UPDATE))
-    for check in (Action.NODE_PROBE, Action.NODE_COMPUTE):
+    is_equipment = node.machine.spec.is_equipment
+    for check in (Action.BMC_OBSERVE,) if is_equipment else (Action.NODE_PROBE, Action.NODE_COMPUTE):
         if record.fact_at_s(check) <= disturbed_s:
             yield f"{record.name} became ready on a {check} older than its last power event or firmware change"
-    if node.sick_gpus:
+    if node.sick_gpus and not is_equipment:
         yield f"{record.name} became ready with sick GPUs"
     if node.machine.serial != node.node.serial:
         yield f"{record.name} became ready with the serial {node.machine.serial}"
@@ -147,7 +148,7 @@ def ready_means_sound(event: Event, state: ClusterState, site: SimulatedSite, pa
     for part in node.machine.firmware(site.now_s):
         if part.id in baseline and part.version not in baseline[part.id].approved:
             yield f"{record.name} became ready with {part.id} {part.version}"
-    if not node.is_up and not site.dark_until_s:
+    if not node.is_up and not is_equipment and not site.dark_until_s:
         yield f"{record.name} became ready while its system is down"
 
 

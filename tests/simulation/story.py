@@ -27,7 +27,7 @@ from orchestrator.lab.simulated_hands import SimulatedHands, VirtualClock
 from orchestrator.lab.simulation import Deed, SimulatedSite
 from tests.execution.site import apply_request, lab_4
 from tests.simulation import invariants
-from tests.simulation.fleet import a_fleet
+from tests.simulation.fleet import a_fleet, with_a_leaf_per_rack
 from tests.simulation.invariants import Past
 
 MOST_TICKS = 20_000
@@ -168,6 +168,7 @@ class Story:
         self.dice = dice = random.Random(seed)
         self.home = home
         self.spec = a_fleet(dice.choice((20, 20, 24, 36)) if seed % 50 != 49 else 200, headroom=dice.choice((0.6, 1.0, 1.3, 2.0)))
+        self.spec = with_a_leaf_per_rack(self.spec) if seed % 3 == 0 else self.spec
         policy = {
             "canary": dice.choice((1, 2, 4)),
             "growth": dice.choice((2.0, 4.0, 10.0)),
