@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from orchestrator.domain.spec_network import Link
-from orchestrator.domain.spec_power import Cord, OnFeedLoss, Power, Supplies
+from orchestrator.domain.spec_power import Cord, OnFeedLoss, Phases, Power, Supplies
 from orchestrator.domain.spec_words import (
     Address,
     ComponentId,
@@ -41,6 +41,7 @@ Mac = Annotated[
 UNKNOWN_MAC = "00:00:00:00:00:00"
 Unit = Annotated[int, Field(ge=1, le=60)]
 Cords = Annotated[tuple[Cord, ...], Field(strict=False)]
+Outlets = Annotated[tuple[Annotated[int, Field(ge=1, le=200)], ...], Field(strict=False)]
 Lot = Annotated[str, Field(max_length=64, pattern=r"^[^\x00-\x1f\x7f]*$"), Form("text on one line, without control characters")]
 
 
@@ -152,6 +153,10 @@ class Node(Strict):
     """This BMC's certificate cannot be checked. Shown loudly wherever it matters."""
     cords: Cords = ()
     """Which of its rack's `pdus` each supply is plugged into, where this machine differs from its SKU."""
+    phases: Phases = ()
+    """The phase each supply is on, where this machine differs from its SKU."""
+    outlets: Outlets = ()
+    """The outlet of its PDU that each supply is plugged into, where the PDU says `outlets`. Left out: the next free one."""
     pair: Name | None = None
     """The redundancy pair it belongs to: of the machines that name the same one, power and firmware take one down at a time."""
     lot: Lot = ""
@@ -179,6 +184,10 @@ class Equipment(Strict):
     """This BMC's certificate cannot be checked. Shown loudly wherever it matters."""
     cords: Cords = ()
     """Which of its rack's `pdus` each supply is plugged into, where it differs from its SKU."""
+    phases: Phases = ()
+    """The phase each supply is on, where it differs from its SKU."""
+    outlets: Outlets = ()
+    """The outlet of its PDU that each supply is plugged into, where the PDU says `outlets`. Left out: the next free one."""
     pair: Name | None = None
     """The redundancy pair it belongs to: of the machines that name the same one, power and firmware take one down at a time."""
     lot: Lot = ""

@@ -13,6 +13,9 @@ from orchestrator.domain.spec_words import Name, Share, Strict, Watts
 OnFeedLoss = Literal["survive", "throttle", "lose"]
 Phase = Annotated[int, Field(ge=1, le=3)]
 Cord = Annotated[int, Field(ge=1, le=16)]
+SupplyPhase = Literal[1, 2, 3, "all"]
+"""Where a supply draws: in a wye a phase and neutral, in a delta the pairs 1-2, 2-3, 3-1; or all phases evenly."""
+Phases = Annotated[tuple[SupplyPhase, ...], Field(strict=False)]
 
 
 class Supplies(Strict):
@@ -26,6 +29,9 @@ class Supplies(Strict):
     """Fewer working supplies than this, and the machine is off."""
     cords: Annotated[tuple[Cord, ...], Field(strict=False)] = ()
     """Which of its rack's `pdus` each supply is plugged into, counted from 1. Left out: dealt out in turn: 1, 2, 1, 2"""
+    phases: Phases = ()
+    """The phase of its PDU that each supply is on: 1, 2 or 3 (of a delta PDU the pairs 1-2, 2-3, 3-1), `all` for a supply with a
+    three-phase cord. Left out: that of its outlet."""
 
 
 class PowerElement(Strict):
@@ -49,6 +55,9 @@ class PowerElement(Strict):
     """What supplies hang between: a phase and neutral (wye, as at 415 V), or two phases (delta, as at 208 V)."""
     phase: Phase | None = None
     """Of a single-phase element: the phase of the element above it. Left out: counted evenly on all three."""
+    outlets: Phases = ()
+    """Of a PDU: the phase of each of its outlets, from outlet 1. Where no machine says which, supplies take them in turn, from
+    the bottom of the rack up. Left out: 1, 2, 3, 1, 2, 3, ..."""
     derating: Share | None = None
     """Share of the breaker's rating that may flow for hours. Left out: `power.derating`."""
 

@@ -178,7 +178,7 @@ class _Study:
         if policy == "throttle" and left_w >= consumer.idle_w:
             self._cap(rack, consumer, left_w / consumer.max_w)
         elif policy != "lose":
-            working = sum(1 for pdu, _ in consumer.supplies if pdu not in gone)
+            working = sum(plug.pdu not in gone for plug in consumer.supplies)
             self._report.short.append(Short(rack, lost, consumer, left_w, working, left_w <= 0))
 
     def policy(self, rack: str) -> OnFeedLoss:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from orchestrator.domain.spec import ClusterSpec, Equipment, Finding, Node, SpecPath
 from orchestrator.planning.power_checks import kilowatts
 from orchestrator.planning.power_loss import Overload, PowerReport, Short, power_report
+from orchestrator.planning.power_outlet_checks import check_outlets
 from orchestrator.planning.power_racks import cords_of
 from orchestrator.planning.power_tree import NOTHING, Part, Watts3, loops
 
@@ -14,7 +15,9 @@ EVERYWHERE: tuple[SpecPath, ...] = (
     *TREE,
     *(("power", "elements", "*", key) for key in ("fed_by", "backup", "limit_w", "breaker_a", "voltage_v", "phases", "derating")),
     *(("skus", "*", key) for key in ("max_w", "idle_w", "supplies")),
-    *((("skus", "*", "supplies", key)) for key in ("count", "capacity_w", "least", "cords")),
+    *((("skus", "*", "supplies", key)) for key in ("count", "capacity_w", "least", "cords", "phases")),
+    *((section, "*", key) for section in ("nodes", "equipment") for key in ("cords", "phases", "outlets")),
+    ("power", "elements", "*", "outlets"),
     ("racks", "*", "pdus"),
     ("nodes", "*", "sku"),
     ("nodes", "*", "rack"),
@@ -29,6 +32,7 @@ def check_power_tree(spec: ClusterSpec) -> Iterator[Finding]:
     if spec.power is None:
         return
     troubles = [*_structure(spec), *_supplies(spec)]
+    troubles += [] if troubles else check_outlets(spec)
     yield from troubles
     if not troubles:
         yield from _loads(spec, power_report(spec))
@@ -183,7 +187,10 @@ def _imbalance(spec: ClusterSpec, part: Part, load: Watts3) -> Iterator[Finding]
         phases = ", ".join(kilowatts(watts) for watts in load)
         message = f"the phases of {part.kind} {part.name} carry {phases} kW: {apart:.0%} off their mean, more than {most:.0%}"
         yield Finding(
-            part.path, message, "move supplies to other PDUs with `cords`, or raise power.imbalance_max", rests_on=EVERYWHERE
+            part.path,
+            message,
+            "move supplies to other phases (`outlets`, `phases`) or PDUs (`cords`), or raise power.imbalance_max",
+            rests_on=EVERYWHERE,
         )
 
 

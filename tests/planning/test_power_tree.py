@@ -192,3 +192,66 @@ def test_the_fullest_phase_counts_and_equal_phases_count_as_their_sum(load: list
     assert part.effective_w((load[1], load[2], load[0])) == pytest.approx(part.effective_w(watts))
     # One loaded phase alone uses up the whole of its share: 3 in wye, √3 in delta (NEC, line current of a single pair).
     assert part.effective_w((300.0, 0.0, 0.0)) == pytest.approx(300.0 * (math.sqrt(3) if is_delta else 3))
+
+
+def phases_of(text: str, part: str = "pa") -> list[float]:
+    return [round(watts) for watts in power_report(read(text)).normal[part]]
+
+
+TWO_BY_TWO = "{count: 2, capacity_w: 3000, cords: [1, 1]}"
+
+
+def test_supplies_are_on_the_phases_that_somebody_says() -> None:
+    dealt = a_spec(TWO_BY_TWO, 1200, 1, machines=2, feeds="A")
+    assert phases_of(dealt) == [1200, 600, 600], "outlets 1 to 4 are on phases 1, 2, 3, 1"
+    by_sku = dealt.replace("cords: [1, 1]", "cords: [1, 1], phases: [2, 3]")
+    assert phases_of(by_sku) == [0, 1200, 1200]
+    by_node = by_sku.replace("sku: lab-2g,", "sku: lab-2g, phases: [1, all],")
+    assert phases_of(by_node) == [1200 + 400, 400, 400]
+    by_outlets = dealt.replace("voltage_v: 415}", "voltage_v: 415, outlets: [3, 3, 2, 1]}")
+    assert phases_of(by_outlets) == [600, 600, 1200]
+    node = 'nodes:\n  - {name: "n[1-2]"'
+    assert node in by_outlets
+    plugged = by_outlets.replace("sku: lab-2g,", "sku: lab-2g, outlets: [4, 1],", 1).replace('n[1-2]"', 'n[1-1]"')
+    assert phases_of(plugged) == [600, 0, 600]
+
+
+def test_three_phase_supplies_leave_no_imbalance_and_a_lopsided_rack_is_named() -> None:
+    lopsided = a_spec(TWO_BY_TWO.replace("]}", "], phases: [1, 1]}"), 1200, 1, machines=2, feeds="A", policy="lose")
+    judged = lopsided.replace("  elements:", "  imbalance_max: 0.2\n  elements:")
+    assert "the phases of pdu pa carry 2.4, 0.0, 0.0 kW: 200% off their mean, more than 20%" in said(judged)
+    assert said(judged.replace("phases: [1, 1]", "phases: [all, all]")) == []
+
+
+def test_a_lopsided_pdu_trips_on_its_fullest_phase() -> None:
+    fits = a_spec(TWO_BY_TWO.replace("]}", "], phases: [all, all]}"), 2600, 1, machines=4, feeds="A", policy="lose", breaker_a=20)
+    assert said(fits) == []
+    (message,) = said(fits.replace("[all, all]", "[1, 1]"))
+    assert message.startswith("pdu pa carries 10.4 kW, on its fullest phase as much as 31.2 of 11.501 kW")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("cords: [1, 1]}", "cords: [1, 1], phases: [1]}", "SKU lab-2g has 2 supplies and 1 phases"),
+        ("sku: lab-2g,", "sku: lab-2g, phases: [1, 2, 3],", "nodes[0] (n1) has 2 supplies and 3 phases"),
+        ("sku: lab-2g,", "sku: lab-2g, outlets: [1, 2],", "nodes[0] (n1) is plugged into outlet 1 of pa, which does not say what its outlets are"),
+        ("voltage_v: 415}", "voltage_v: 415, outlets: [1, 2, 3]}", "4 supplies are plugged into pa, which has 3 outlets"),
+        ("voltage_v: 415}", "voltage_v: 415, phases: 1, outlets: [1, 2, 3, 1]}", "pa lists its outlets' phases and has one phase"),
+    ],
+)  # fmt: skip
+def test_outlets_and_phases_that_cannot_be_are_named(old: str, new: str, says: str) -> None:
+    text = a_spec(TWO_BY_TWO, 1200, 1, machines=2, feeds="A", policy="lose").replace(old, new, 1)
+    assert says in said(text)
+
+
+def test_one_outlet_takes_one_plug() -> None:
+    text = a_spec(TWO_BY_TWO, 1200, 1, machines=2, feeds="A", policy="lose").replace(
+        "voltage_v: 415}", "voltage_v: 415, outlets: [1, 2, 3, 1]}"
+    )
+    assert "nodes[1] (n2) is plugged into outlet 1 of pa, as n1 is" in said(
+        text.replace("sku: lab-2g,", "sku: lab-2g, outlets: [1, 2],")
+    )
+    assert "nodes[0] (n1) is plugged into outlet 9 of pa, which has 4 outlets" in said(
+        text.replace("sku: lab-2g,", "sku: lab-2g, outlets: [9, 2],")
+    )
