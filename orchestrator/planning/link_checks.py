@@ -6,9 +6,8 @@ from ipaddress import ip_network
 from itertools import islice
 
 from orchestrator.domain.pattern import Pattern, PatternError
-from orchestrator.domain.spec import ClusterSpec, Finding, SpecPath
+from orchestrator.domain.spec import ClusterSpec, Finding, Machine, SpecPath
 from orchestrator.domain.spec_network import Link
-from orchestrator.planning.rack_checks import Machine, machines
 
 MOST_CABLES = 2_000_000
 REACH_M: Mapping[str, float] = {"dac": 3, "acc": 5, "aoc": 100, "mmf": 50, "smf": 2000, "utp": 100}
@@ -47,7 +46,9 @@ class _Study:
 
     def __init__(self, spec: ClusterSpec) -> None:
         self._spec = spec
-        self._machines: dict[str, Machine] = {machine.name: machine for _, machine in machines(spec)}
+        everything: list[Machine] = [*spec.nodes, *spec.equipment]
+        self._sku_of = {machine.name: machine.sku for machine in everything}
+        self._place = {machine.name: (machine.rack, machine.unit) for machine in everything}
         self._used: dict[str, int] = {}
         """Port → index of the link that takes it."""
         self._wrong = False
@@ -63,12 +64,16 @@ class _Study:
             self._wrong = True
             yield Finding((*path, "ends" if str(error).startswith(link.ends) else "to"), str(error), error.hint)
             return
-        yield from self._ports(path, index, near, far)
-        yield from self._lengths(path, link, near, far)
+        # A site has hundreds of thousands of ports: each is taken apart once.
+        parts = [[port.partition("/") for port in ports] for ports in (near, far)]
+        yield from self._ports(path, index, (near, far), parts)
+        yield from self._lengths(path, link, *([name for name, _, _ in each] for each in parts))
 
-    def _ports(self, path: SpecPath, index: int, near: list[str], far: list[str]) -> Iterator[Finding]:
+    def _ports(
+        self, path: SpecPath, index: int, ends: tuple[list[str], list[str]], parts: list[list[tuple[str, str, str]]]
+    ) -> Iterator[Finding]:
         """Each port takes one cable, and is there."""
-        for key, ports in (("ends", near), ("to", far)):
+        for key, ports, apart in zip(("ends", "to"), ends, parts, strict=True):
             fresh = dict.fromkeys(ports, index)
             twice = [] if len(fresh) == len(ports) else _twice(ports)
             taken = fresh.keys() & self._used.keys()
@@ -80,29 +85,35 @@ class _Study:
                 hint = "each port takes one cable: correct the pattern"
                 yield Finding((*path, key), f"port {port} gets a second cable{more}", hint, other=other)
             self._used.update(fresh)
-            for port, what, way in islice(self._unknown(ports), MOST_SAID):
+            for port, what, way in islice(self._unknown(apart), MOST_SAID):
                 self._wrong = True
                 yield Finding((*path, key), f"{port}: {what}", way, rests_on=_MACHINES)
 
-    def _unknown(self, ports: list[str]) -> Iterator[tuple[str, str, str]]:
+    def _unknown(self, apart: list[tuple[str, str, str]]) -> Iterator[tuple[str, str, str]]:
         """Ports that are not there."""
-        spec, found = self._spec, self._machines
-        for port in ports:
-            name, _, which = port.partition("/")
-            machine = found.get(name)
-            if machine is None:
-                yield port, f"there is no machine {name}", "correct the pattern, or add the machine"
-                continue
-            sku = spec.skus.get(machine.sku)
-            if sku is None or not (sku.ports or (sku.rails and which.startswith("rail"))):
-                continue
-            if sku.ports:
-                if not which.isdecimal() or not 1 <= int(which) <= sku.ports:
-                    yield port, f"{name} is of SKU {machine.sku}, with ports 1 to {sku.ports}", "correct the port"
-            elif not which[4:].isdecimal() or not 1 <= int(which[4:]) <= sku.rails:
-                yield port, f"{name} is of SKU {machine.sku}, with ports rail1 to rail{sku.rails}", "correct the port"
+        sku_of = self._sku_of
+        fine: set[tuple[str, str]] = set()
+        for name, slash, which in apart:
+            sku = sku_of.get(name)
+            if sku is None:
+                yield name + slash + which, f"there is no machine {name}", "correct the pattern, or add the machine"
+            elif (sku, which) not in fine:
+                if ports := self._instead_of(sku, which):
+                    yield name + slash + which, f"{name} is of SKU {sku}, with ports {ports}", "correct the port"
+                else:
+                    fine.add((sku, which))
 
-    def _lengths(self, path: SpecPath, link: Link, near: list[str], far: list[str]) -> Iterator[Finding]:
+    def _instead_of(self, name: str, which: str) -> str:
+        """The ports that machines of the SKU have, where `which` is none of them; else an empty string."""
+        sku = self._spec.skus.get(name)
+        if sku is None or not (sku.ports or (sku.rails and which.startswith("rail"))):
+            return ""
+        number, most = (which, sku.ports) if sku.ports else (which[4:], sku.rails)
+        if number.isdecimal() and 1 <= int(number) <= most:
+            return ""
+        return f"1 to {most}" if sku.ports else f"rail1 to rail{most}"
+
+    def _lengths(self, path: SpecPath, link: Link, nears: list[str], fars: list[str]) -> Iterator[Finding]:
         reach_m = link.reach_m if link.reach_m is not None else REACH_M[link.cable]
         at: SpecPath = (*path, "length_m")
         if link.length_m > reach_m:
@@ -110,33 +121,36 @@ class _Study:
             hint = "take another kind, or move the switch nearer"
             yield Finding(at, message, hint, rests_on=((*path, "cable"), (*path, "reach_m")))
         worst_m, worst = 0.0, ""
-        # Machines repeat for every port; each pair is measured once.
-        nears, fars = ((port.partition("/")[0] for port in ports) for ports in (near, far))
+        place = self._place
         for one, other in dict.fromkeys(zip(nears, fars, strict=True)):
-            needed_m = self._needed_m(one, other)
-            if needed_m is not None and needed_m > worst_m:
-                worst_m, worst = needed_m, f"{one} to {other}"
+            here, there = place.get(one), place.get(other)
+            if here is not None and there is not None:
+                needed_m = self._needed_m(here, there)
+                if needed_m is not None and needed_m > worst_m:
+                    worst_m, worst = needed_m, f"{one} to {other}"
         if worst_m > link.length_m + 1e-9:
             short = f"{worst_m - link.length_m:.1f} m more than length_m"
             message = f"the way from {worst} takes {worst_m:.1f} m of cable, {short}"
             hint = "use longer cables or a nearer switch; the way follows x_m and y_m of the racks, their height, and 1 m more"
             yield Finding(at, message, hint, rests_on=_PLACES)
 
-    def _needed_m(self, one: str, other: str) -> float | None:
-        """Metres of cable from one machine to another, up, along and across the room, and down; None where nobody can tell."""
-        a, b = self._machines.get(one), self._machines.get(other)
-        if a is None or b is None:
-            return None
-        if a.rack == b.rack:
-            return abs(a.unit - b.unit) * UNIT_M + OVERHEAD_M / 2
-        key = (a.rack, b.rack)
-        if key not in self._far:
-            self._far[key] = self._between_m(*key)
-        level = self._far[key]
-        if level is None:
+    def _needed_m(self, here: tuple[str, int], there: tuple[str, int]) -> float | None:
+        """Metres of cable from one rack and unit to another: up, along, across and down; None where nobody can tell."""
+        (a, a_unit), (b, b_unit) = here, there
+        if a == b:
+            return abs(a_unit - b_unit) * UNIT_M + OVERHEAD_M / 2
+        if (a, b) not in self._far:
+            self._far[a, b] = self._above_m(a, b)
+        above_m = self._far[a, b]
+        return None if above_m is None else above_m - (a_unit + b_unit) * UNIT_M
+
+    def _above_m(self, one: str, other: str) -> float | None:
+        """The way between two racks, with both rises counted from the floor."""
+        level_m = self._between_m(one, other)
+        if level_m is None:
             return None
         racks = self._spec.racks
-        return level + (racks[a.rack].units - a.unit + racks[b.rack].units - b.unit) * UNIT_M + OVERHEAD_M
+        return level_m + (racks[one].units + racks[other].units) * UNIT_M + OVERHEAD_M
 
     def _between_m(self, one: str, other: str) -> float | None:
         a, b = self._spec.racks.get(one), self._spec.racks.get(other)

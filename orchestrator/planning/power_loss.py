@@ -98,6 +98,8 @@ class _Study:
         self.overloads: dict[str, Overload] = {}
         self._gone: dict[str, frozenset[int]] = {}
         """Rack → the PDUs (from 0) that the present loss takes from it."""
+        self._settled: set[tuple[str, frozenset[int]]] = set()
+        """Racks and the PDUs they lost, where everything has been said about it."""
         self._shares: dict[tuple[str, tuple[int, ...]], float] = {}
         """Consumer → the smallest share of its largest draw that a loss has left it so far."""
         everything: list[Node | Equipment] = [*spec.nodes, *spec.equipment]
@@ -169,17 +171,22 @@ class _Study:
             for pdu, old, new in zip(pdus, contents.loads(frozenset()), contents.loads(gone), strict=True):
                 have = loads.get(pdu, normal[pdu])
                 loads[pdu] = (have[0] + new[0] - old[0], have[1] + new[1] - old[1], have[2] + new[2] - old[2])
-            for consumer in contents.short(gone):
-                self._note_short(rack, lost, consumer, gone)
+            if (rack, gone) not in self._settled:
+                capped = [self._note_short(rack, lost, consumer, gone) for consumer in contents.short(gone)]
+                if all(capped):
+                    self._settled.add((rack, gone))
         return loads
 
-    def _note_short(self, rack: str, lost: str, consumer: Consumer, gone: frozenset[int]) -> None:
+    def _note_short(self, rack: str, lost: str, consumer: Consumer, gone: frozenset[int]) -> bool:
+        """Whether that says all there is to say whenever the rack loses these PDUs, whatever it was that took them."""
         left_w, policy = consumer.available_w(gone), self.policy(rack)
         if policy == "throttle" and left_w >= consumer.idle_w:
             self._cap(rack, consumer, left_w / consumer.max_w)
         elif policy != "lose":
             working = sum(plug.pdu not in gone for plug in consumer.supplies)
             self._report.short.append(Short(rack, lost, consumer, left_w, working, left_w <= 0))
+            return False
+        return True
 
     def policy(self, rack: str) -> OnFeedLoss:
         """What may happen to the machines of `rack`."""
