@@ -14,6 +14,7 @@ help:
 	@echo "make test    set up, then every check and test"
 	@echo "make lint    ruff and mypy alone          make unit    the fast tests alone"
 	@echo "make soak    10,000 simulated histories          make bench-controller    what 12,500 nodes cost"
+	@echo "make bench-spec    a spec of 100,000 GPUs: how long it takes to check, and the share of YAML"
 	@echo "make clean   remove .venv and .rackray"
 
 setup: $(READY)
@@ -37,9 +38,12 @@ unit: setup
 clean:
 	rm -rf $(VENV) $(HOME_DIR) build *.egg-info
 
-.PHONY: soak bench-controller
+.PHONY: soak bench-controller bench-spec
 soak: setup
 	@$(BIN)/python -m tests.simulation.story 0 10000
+
+bench-spec: setup
+	@$(BIN)/python -m tests.benchmarks.spec_speed
 
 bench-controller: setup
 	@$(BIN)/python -m tests.simulation.bench_controller

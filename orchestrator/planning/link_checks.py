@@ -1,5 +1,6 @@
 """Are the cables possible: ports that exist, each once; rails complete; lengths that reach and that exist. Pure."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from ipaddress import ip_network
@@ -52,7 +53,7 @@ class _Study:
         self._used: dict[str, int] = {}
         """Port → index of the link that takes it."""
         self._wrong = False
-        self._far: dict[tuple[str, str], float | None] = {}
+        self._above: dict[tuple[str, str], float] = {}
 
     def take(self, index: int, link: Link) -> Iterator[Finding]:
         """The cables of one link."""
@@ -120,37 +121,36 @@ class _Study:
             message = f"a cable of kind {link.cable} and {link.length_m:g} m is longer than such cables reach, {reach_m:g} m"
             hint = "take another kind, or move the switch nearer"
             yield Finding(at, message, hint, rests_on=((*path, "cable"), (*path, "reach_m")))
-        worst_m, worst = 0.0, ""
-        place = self._place
-        for one, other in dict.fromkeys(zip(nears, fars, strict=True)):
-            here, there = place.get(one), place.get(other)
-            if here is not None and there is not None:
-                needed_m = self._needed_m(here, there)
-                if needed_m is not None and needed_m > worst_m:
-                    worst_m, worst = needed_m, f"{one} to {other}"
+        worst_m, worst = self._longest(nears, fars)
         if worst_m > link.length_m + 1e-9:
             short = f"{worst_m - link.length_m:.1f} m more than length_m"
             message = f"the way from {worst} takes {worst_m:.1f} m of cable, {short}"
             hint = "use longer cables or a nearer switch; the way follows x_m and y_m of the racks, their height, and 1 m more"
             yield Finding(at, message, hint, rests_on=_PLACES)
 
-    def _needed_m(self, here: tuple[str, int], there: tuple[str, int]) -> float | None:
-        """Metres of cable from one rack and unit to another: up, along, across and down; None where nobody can tell."""
-        (a, a_unit), (b, b_unit) = here, there
-        if a == b:
-            return abs(a_unit - b_unit) * UNIT_M + OVERHEAD_M / 2
-        if (a, b) not in self._far:
-            self._far[a, b] = self._above_m(a, b)
-        above_m = self._far[a, b]
-        return None if above_m is None else above_m - (a_unit + b_unit) * UNIT_M
+    def _longest(self, nears: list[str], fars: list[str]) -> tuple[float, str]:
+        """The most metres that one of the cables needs, up, along, across and down, and from where to where."""
+        worst_m, worst = 0.0, ("", "")
+        place, above = self._place, self._above
+        for one, other in zip(nears, fars, strict=True):
+            here, there = place.get(one), place.get(other)
+            if here is None or there is None:
+                continue
+            (a, a_unit), (b, b_unit) = here, there
+            if a == b:
+                needed_m = abs(a_unit - b_unit) * UNIT_M + OVERHEAD_M / 2
+            else:
+                if (a, b) not in above:
+                    above[a, b] = self._above_m(a, b)
+                needed_m = above[a, b] - (a_unit + b_unit) * UNIT_M
+            if needed_m > worst_m:
+                worst_m, worst = needed_m, (one, other)
+        return worst_m, f"{worst[0]} to {worst[1]}"
 
-    def _above_m(self, one: str, other: str) -> float | None:
-        """The way between two racks, with both rises counted from the floor."""
-        level_m = self._between_m(one, other)
-        if level_m is None:
-            return None
-        racks = self._spec.racks
-        return level_m + (racks[one].units + racks[other].units) * UNIT_M + OVERHEAD_M
+    def _above_m(self, one: str, other: str) -> float:
+        """The way between two racks, with both rises counted from the floor; below 0 where nobody can tell."""
+        level_m, racks = self._between_m(one, other), self._spec.racks
+        return -math.inf if level_m is None else level_m + (racks[one].units + racks[other].units) * UNIT_M + OVERHEAD_M
 
     def _between_m(self, one: str, other: str) -> float | None:
         a, b = self._spec.racks.get(one), self._spec.racks.get(other)

@@ -14,7 +14,8 @@ from orchestrator.planning.power_checks import check_power
 from orchestrator.planning.power_tree_checks import check_power_tree
 from orchestrator.planning.rack_checks import Machine, check_racks, count, label, machines
 
-MAX_SUGGESTIONS = 20
+MOST_COMPARED = 8_000
+"""Names compared to find the one that was meant. Comparing is slow; where thousands are wrong a few suggestions say it all."""
 
 
 def check_spec(spec: ClusterSpec) -> list[Finding]:
@@ -49,8 +50,7 @@ class _Known:
             yield Finding(path, message, self._instead(name), rests_on=((self._section,), *rests_on))
 
     def _instead(self, name: str) -> str:
-        # Comparing names is slow: with thousands of wrong ones the first few suggestions say it all.
-        if name not in self._hints and len(self._hints) < MAX_SUGGESTIONS:
+        if name not in self._hints and len(self._hints) * len(self._names) < MOST_COMPARED:
             self._hints[name] = self._suggest(name)
         return self._hints.get(name, f"add {name} to `{self._section}`")
 
