@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from orchestrator.domain.operation import Action, Operation, Outcome
+from orchestrator.domain.operation import Action, Operation, Outcome, Status
 from orchestrator.drivers.interfaces import MayAct, Playbooks
 from orchestrator.drivers.outcomes import fenced, lost, never_sent
 
@@ -18,6 +18,10 @@ PER_BMC = 2
 """Exchanges at once with one BMC: most keep few sessions and refuse more connections than that for seconds."""
 GRACE_S = 5.0
 """An exchange ends by itself at its timeout; this much later its thread is taken to hang."""
+SILENT_S = 3.0
+"""A neighbour whose last exchange took this long and ended without an answer is called silent."""
+SILENT_SHARE = 0.5
+"""The part of the threads that silent neighbours may hold: those that answer do not wait for a dead rack."""
 HUNG_LIMIT = 256
 """Threads that may hang before nothing more is started: each holds memory and a socket."""
 GATHER_S = 0.3
@@ -39,6 +43,12 @@ class _Job:
         """Address of the BMC it speaks to; empty if it speaks to none."""
         first = next(iter(self.operations.values()))
         return f"{first.target.bmc_host}:{first.target.bmc_port}" if first.action.startswith("bmc.") else ""
+
+    @property
+    def neighbour(self) -> str:
+        """Whom it speaks to: a BMC, or a node; empty for a playbook, which speaks to many."""
+        first = next(iter(self.operations.values()))
+        return "" if self.playbook else self.bmc or f"{first.target.ssh_host}:{first.target.ssh_port}"
 
 
 class LocalHands:
@@ -68,6 +78,8 @@ class LocalHands:
         self._gathering: dict[str, _Job] = {}
         self._running: list[_Job] = []
         self._at_bmc: Counter[str] = Counter()
+        self._silent: set[str] = set()
+        self._with_silent: set[int] = set()
         self._hung = 0
         self._outcomes: list[Outcome] = []
         self._closed = False
@@ -121,7 +133,7 @@ class LocalHands:
         passed_by: list[_Job] = []
         while self._waiting and len(self._running) < self._threads:
             job = self._waiting.popleft()
-            if job.bmc and self._at_bmc[job.bmc] >= PER_BMC:
+            if (job.bmc and self._at_bmc[job.bmc] >= PER_BMC) or not self._has_place_for(job):
                 passed_by.append(job)
                 continue
             self._at_bmc[job.bmc] += 1
@@ -129,6 +141,24 @@ class LocalHands:
             job.started_s = self._now_s()
             threading.Thread(target=self._work, args=(job, job.bmc), daemon=True, name="rackray-exchange").start()
         self._waiting.extendleft(reversed(passed_by))
+
+    def _has_place_for(self, job: _Job) -> bool:
+        """Takes a place among the silent if the job's neighbour is one of them. The lock is held."""
+        if job.neighbour not in self._silent:
+            return True
+        if len(self._with_silent) >= max(1, int(self._threads * SILENT_SHARE)):
+            return False
+        self._with_silent.add(id(job))
+        return True
+
+    def _note_silence(self, job: _Job, outcome: Outcome) -> None:
+        """Remembers who did not answer, and forgets it once he does. The lock is held; the job still has its operation."""
+        if not (neighbour := job.neighbour):
+            return
+        if outcome.status in (Status.UNREACHABLE, Status.UNKNOWN) and outcome.seconds >= SILENT_S:
+            self._silent.add(neighbour)
+        else:
+            self._silent.discard(neighbour)
 
     def _give_up_on_hung(self) -> None:
         now_s = self._now_s()
@@ -183,6 +213,8 @@ class LocalHands:
 
     def _finish(self, job: _Job, outcome: Outcome) -> None:
         with self._lock:
+            if job.operations and not job.playbook:
+                self._note_silence(job, outcome)
             if job.operations.pop(outcome.operation, None) is None:
                 log.warning("%s: outcome %s came too late or twice", outcome.operation, outcome.status)
             elif not self._closed:
@@ -195,4 +227,5 @@ class LocalHands:
 
     def _leave(self, job: _Job, bmc: str) -> None:
         self._running.remove(job)
+        self._with_silent.discard(id(job))
         self._at_bmc[bmc] -= 1

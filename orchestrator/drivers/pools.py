@@ -7,6 +7,7 @@ lent, given back and kept until it has been idle for a while, has died, or the n
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,11 @@ from orchestrator.domain.errors import PeerUnreachable, RackrayError
 from orchestrator.domain.operation import Target
 
 LOG = logging.getLogger(__name__)
+
+CLOSERS = 32
+"""Connections closed at once: logging out of a BMC that has gone silent takes seconds."""
+CLOSE_S = 10.0
+"""After this many seconds whoever has not let itself be closed is left alone; its session dies of age."""
 
 
 class Closable(Protocol):
@@ -83,7 +89,7 @@ class Pool(Generic[C]):
         return self._close_where(lambda slot: slot.users == 0 and self._clock() - slot.last_used_s >= self._idle_s)
 
     def close(self) -> None:
-        """Close everything, in use or not; nothing is lent any more."""
+        """Close everything, in use or not; nothing is lent any more. Peers that do not answer are given up after CLOSE_S."""
         self._is_closed.set()
         self._close_where(lambda slot: True)
 
@@ -119,18 +125,41 @@ class Pool(Generic[C]):
             slot.last_used_s = self._clock()
 
     def _close_where(self, is_due: "Callable[[_Slot[C]], bool]") -> int:
+        """Side by side, because a peer that does not answer takes seconds to be left. How many were closed."""
         with self._lock:
-            slots = list(self._slots.items())
-        closed = 0
-        for node, slot in slots:
-            with slot.lock:
-                connection = slot.connection if is_due(slot) else None
-                if connection is not None:
-                    slot.connection = None
+            waiting = deque((node, slot) for node, slot in self._slots.items() if slot.connection is not None and is_due(slot))
+        closed: list[str] = []
+        end_s = time.monotonic() + CLOSE_S
+
+        def work() -> None:
+            while waiting and time.monotonic() < end_s:
+                try:
+                    node, slot = waiting.popleft()
+                except IndexError:
+                    return  # another worker took the last one
+                if self._close_one(node, slot, is_due):
+                    closed.append(node)
+
+        workers = [threading.Thread(target=work, name="pool-closer", daemon=True) for _ in range(min(CLOSERS, len(waiting)))]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join(max(0.0, end_s - time.monotonic()))
+        return len(closed)
+
+    def _close_one(self, node: str, slot: "_Slot[C]", is_due: "Callable[[_Slot[C]], bool]") -> bool:
+        # A slot whose connection is being opened now is not idle.
+        if not slot.lock.acquire(timeout=CLOSE_S / 2 if self._is_closed.is_set() else 0.0):
+            return False
+        try:
+            connection = slot.connection if is_due(slot) else None
             if connection is not None:
-                _close(connection, node)
-                closed += 1
-        return closed
+                slot.connection = None
+        finally:
+            slot.lock.release()
+        if connection is not None:
+            _close(connection, node)
+        return connection is not None
 
     def _keep_clean(self) -> None:
         while not self._is_closed.wait(max(0.5, self._idle_s / 3)):

@@ -1,12 +1,13 @@
 """The contract over threads, and what only threads can do wrong."""
 
+import dataclasses
 import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from orchestrator.domain.operation import Action, Operation, Outcome, Status
+from orchestrator.domain.operation import Action, Operation, Outcome, Status, Target
 from orchestrator.drivers.interfaces import Hands
 from orchestrator.drivers.local_hands import GRACE_S, PER_BMC, LocalHands
 from orchestrator.drivers.routed_hands import RoutedHands
@@ -122,3 +123,44 @@ def test_playbooks_submitted_a_moment_apart_share_a_run_and_later_ones_do_not() 
 def test_playbooks_without_fencing_are_not_accepted() -> None:
     with pytest.raises(ValueError, match="may_act"):
         LocalHands(lambda op: Outcome(op.id, op.node, op.action, Status.DONE), ScriptedPlaybooks())
+
+
+def test_neighbours_known_to_be_silent_leave_places_for_those_that_answer() -> None:
+    gate = Gate()
+
+    def perform(operation: Operation) -> Outcome:
+        done = gate.perform(operation)
+        if not operation.node.startswith(("dead", "gated")):
+            return done
+        return Outcome(operation.id, operation.node, operation.action, Status.UNREACHABLE, seconds=20.0)
+
+    hands = LocalHands(perform, threads=4)
+    rack = [f"{kind}{number}" for kind in ("dead", "gated") for number in range(6)]
+
+    def ask(name: str) -> Operation:
+        return dataclasses.replace(an_operation(name), target=Target(bmc_host=name.removeprefix("dead").removeprefix("gated")))
+
+    hands.submit([ask(name) for name in rack[:6]])
+    assert {outcome.status for outcome in wait_for(hands, 6)} == {Status.UNREACHABLE}
+    # The same six again, and now they hang: they get half of the threads, and a sound one gets through.
+    hands.submit([ask(name) for name in rack[6:]])
+    hands.submit([ask("sound")])
+    assert [outcome.node for outcome in wait_for(hands, 1)] == ["sound"]
+    assert len([name for name in gate.inside if name.startswith("gated")]) == 2
+    gate.opened.set()
+    assert len(wait_for(hands, 6)) == 6
+
+
+def test_a_silent_neighbour_that_answers_again_is_no_longer_held_back() -> None:
+    seconds = iter([20.0, 0.1, 0.1, 0.1])
+
+    def perform(operation: Operation) -> Outcome:
+        took_s = next(seconds)
+        status = Status.UNREACHABLE if took_s > 1 else Status.DONE
+        return Outcome(operation.id, operation.node, operation.action, status, seconds=took_s)
+
+    hands = LocalHands(perform, threads=2)
+    for wanted in (Status.UNREACHABLE, Status.DONE, Status.DONE):
+        hands.submit([an_operation("n1")])
+        assert wait_for(hands, 1)[0].status is wanted
+    assert hands._silent == set() and hands._with_silent == set()

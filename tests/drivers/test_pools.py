@@ -128,3 +128,53 @@ def test_a_slow_opening_holds_up_its_own_node_alone() -> None:
         go_on.set()
     thread.join(10)
     pool.close()
+
+
+def test_peers_that_do_not_let_themselves_be_closed_are_left_side_by_side(world: World) -> None:
+    leave, closing = threading.Event(), threading.Semaphore(0)
+
+    class Stuck(Connection):
+        def close(self) -> None:
+            closing.release()
+            leave.wait(10)
+            super().close()
+
+    world.opened = []
+    pool = Pool(lambda node, target, timeout_s: Stuck(target), users_per_node=2, idle_s=30)
+    for number in range(8):
+        with pool.lend(f"n{number}", HERE, 1.0):
+            pass
+    closer = threading.Thread(target=pool.close)
+    closer.start()
+    for _ in range(8):
+        assert closing.acquire(timeout=5), "one that hangs kept the next from being closed"
+    leave.set()
+    closer.join(5)
+    assert not closer.is_alive()
+
+
+def test_a_connection_that_is_being_opened_does_not_hold_up_the_cleaning_of_others(world: World) -> None:
+    opening, go_on = threading.Event(), threading.Event()
+
+    def slow(node: str, target: Target, timeout_s: float) -> Connection:
+        if node == "slow" and target is THERE:
+            opening.set()
+            go_on.wait(10)
+        return Connection(target)
+
+    pool = Pool(slow, users_per_node=2, idle_s=0.0)
+    for node in ("slow", "n1"):
+        with pool.lend(node, HERE, 1.0) as connection:
+            first = connection
+
+    def use() -> None:
+        with pool.lend("slow", THERE, 5.0):
+            pass
+
+    user = threading.Thread(target=use)
+    user.start()
+    assert opening.wait(5)
+    assert pool.close_idle() >= 1 and first.is_closed
+    go_on.set()
+    user.join(5)
+    pool.close()
