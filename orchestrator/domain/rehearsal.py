@@ -74,6 +74,12 @@ class FaultProfile(Strict):
     """Share of nodes with a GPU that fails its check."""
     ignored_reset: Share = 0.0
     """Share of nodes whose BMC accepts power commands and does nothing."""
+    rebooting_bmc: Share = 0.0
+    """Share of BMCs that are away for two minutes after each firmware update."""
+    flapping_bmc: Share = 0.0
+    """Share of BMCs that come and go for minutes after each firmware update."""
+    stale_power: Share = 0.0
+    """Share of BMCs that tell a power state eight seconds old."""
     lost_answer: Share = 0.0
     """Share of exchanges that are carried out and whose answer never comes."""
     feed_losses: Annotated[tuple[FeedLoss, ...], Field(strict=False)] = ()

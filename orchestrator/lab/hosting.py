@@ -39,6 +39,7 @@ BOOTS_AT_ONCE = 32
 NODE_FAULTS = {
     "power_cut": "the node loses its power at once; its BMC reports Off",
     "silent": "every process of the node stops; connections are taken and never answered; its BMC lives",
+    "disk_read_only": "the node's file systems refuse to be written, as after an error of its disk",
     "ssh_new_host_key": "the node shows another SSH host key than the one that was reported",
 }
 
@@ -226,6 +227,8 @@ class HostedLab:
                 power.replace_host_key()
             case "ssh_new_host_key", False:
                 power.restore_host_key()
+            case "disk_read_only", _:
+                power.set_disk_read_only(broken)
             case "silent", True:
                 power.freeze()
                 self._acceptor.set_fault(name, SshFault.HANG)
@@ -255,6 +258,7 @@ class HostedLab:
             "pid": hosted.power.pid if hosted.power else None,
             "faults": faults
             + (["silent"] if hosted.power and hosted.power.is_silent else [])
+            + (["disk_read_only"] if hosted.power and hosted.power.is_disk_read_only else [])
             + (hosted.gpus.faults() if hosted.gpus else []),
             "failure": hosted.power.failure if hosted.power else "",
         }

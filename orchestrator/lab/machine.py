@@ -125,6 +125,11 @@ class Machine:
             self._after_updates()
         self._updates.advance(now_s)
 
+    def bmc_answers(self, now_s: float) -> bool:
+        """Whether its BMC can be talked to at this moment; on the wire the sockets follow the same faults."""
+        self.tick(now_s)
+        return not self.faults.is_bmc_gone(now_s) and self.faults.lasting("bmc_silent", now_s) is None
+
     # What a BMC offers.
 
     @property

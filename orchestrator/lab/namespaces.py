@@ -28,6 +28,8 @@ _ENTER_USER = () if AS_ROOT else ("--user", "--preserve-credentials")
 _DROP_CAPABILITIES = () if AS_ROOT else ("setpriv", "--ambient-caps=-all", "--inh-caps=-all", "--bounding-set=-all")
 NODE_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 """All that the lab's own environment gives to a node: nothing of the operator's."""
+DISK_PLACES = ("/etc", "/opt", "/home", "/root", "/usr/local", "/var")
+"""Where a node's own disk is mounted (`node_init.py` lays it)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +134,14 @@ class NodeProcess:
         if self._cord >= 0:
             os.close(self._cord)
             self._cord = -1
+
+    def remount_disk(self, how: str) -> None:
+        """Makes the node's own disk read-only (`ro`) to it, or writable again (`rw`). Raises: LabError with mount's words."""
+        for place in DISK_PLACES:
+            words = [*self.enter_command(), "/bin/mount", "-o", f"remount,bind,{how}", place]
+            done = subprocess.run(words, capture_output=True, text=True, env=NODE_ENVIRONMENT, timeout=20)  # noqa: S603 - fixed words
+            if done.returncode != 0:
+                raise LabError(f"{place} of the node cannot be remounted {how}: {done.stderr.strip()}")
 
     def freeze(self) -> None:
         """The silent power fault: the node's processes stop, sockets stay open, nothing answers any more.

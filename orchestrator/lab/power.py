@@ -53,6 +53,7 @@ class NodePower:
         self._node: NodeProcess | None = None
         self._failure = ""
         self._silent = False
+        self._disk_read_only = False
 
     def power_on(self, boot: BootSource) -> None:
         """Starts the operating system from the network (new image first) or from the disk."""
@@ -84,6 +85,13 @@ class NodePower:
             self._silent = False
             if self._node is not None:
                 self._node.thaw()
+
+    def set_disk_read_only(self, broken: bool) -> None:
+        """The disk fault: the node's file systems refuse to be written, at once and after every boot, until it is mended."""
+        with self._lock:
+            self._disk_read_only = broken
+            if self._node is not None and self._node.alive:
+                self._node.remount_disk("ro" if broken else "rw")
 
     def replace_host_key(self) -> None:
         """The node shows another SSH host key than the one reported, as a machine in the middle would.
@@ -123,6 +131,11 @@ class NodePower:
         return self._silent
 
     @property
+    def is_disk_read_only(self) -> bool:
+        """Whether the disk fault is on."""
+        return self._disk_read_only
+
+    @property
     def failure(self) -> str:
         """Why the last boot failed; empty if it did not."""
         return self._failure
@@ -147,6 +160,8 @@ class NodePower:
                 if generation != self._generation:
                     node.cut()
                     return
+                if self._disk_read_only:
+                    node.remount_disk("ro")
                 if self._silent:
                     node.freeze()
                 self._site.acceptor.open(self._door(node))

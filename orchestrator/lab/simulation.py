@@ -21,7 +21,7 @@ from orchestrator.domain.rehearsal import FaultProfile, StageTimes
 from orchestrator.domain.spec import ClusterSpec, LabFault
 from orchestrator.domain.spec import Machine as DeclaredMachine
 from orchestrator.lab.machine import BootSource, FirmwarePart, Machine, MachineError, MachineSpec, PowerState
-from orchestrator.lab.simulation_weather import Weather
+from orchestrator.lab.simulation_weather import BY_BMC, Weather
 
 log = logging.getLogger(__name__)
 
@@ -133,6 +133,8 @@ class SimulatedSite:
         if self.dark_until_s.get(node.feed, 0.0) > self.now_s and operation.action not in AWAY_FROM_NODE:
             return times.no_answer_s
         if self.weather and node.fate and self.weather.is_silent(node.fate, operation, self.random):
+            return times.no_answer_s
+        if operation.action in BY_BMC and not node.machine.bmc_answers(self.now_s):
             return times.no_answer_s
         return None
 

@@ -14,6 +14,8 @@ from orchestrator.domain.spec import ClusterSpec, Machine
 FLAKY_SILENCE = 0.25
 """Chance that a flaky BMC does not answer one exchange."""
 STALE_VERSION = "0.0.1"
+BMC_RESTART_S, BMC_FLAP_S, STALE_POWER_S = 120.0, 20.0, 8.0
+"""How long a BMC is away after an update, one period of its flapping, and how old the power state is that it tells."""
 BY_BMC = frozenset(action for action in Action if action.startswith("bmc."))
 
 
@@ -58,7 +60,16 @@ class Weather:
         if dice.random() < profile.ignored_reset:
             faults["reset_ignored"] = {}
         dead = dice.random() < profile.dead_bmc or node.rack in self._dead_racks
-        return Fate(pace, dead, dice.random() < profile.flaky_bmc, faults, dice.random() < profile.sick_gpu)
+        flaky, sick_gpu = dice.random() < profile.flaky_bmc, dice.random() < profile.sick_gpu
+        # Drawn last, so that older profiles keep their histories.
+        for share, fault, arguments in (
+            (profile.rebooting_bmc, "bmc_restarts_after_update", {"seconds": BMC_RESTART_S}),
+            (profile.flapping_bmc, "bmc_flaps_after_update", {"period_s": BMC_FLAP_S, "seconds": 10 * BMC_FLAP_S}),
+            (profile.stale_power, "power_state_stale", {"seconds": STALE_POWER_S}),
+        ):
+            if dice.random() < share:
+                faults[fault] = arguments
+        return Fate(pace, dead, flaky, faults, sick_gpu)
 
     def duration_s(self, fate: Fate, action: Action) -> float:
         """How long this node takes for one exchange."""

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -139,3 +140,39 @@ def test_a_command_runs_as_the_login_user_and_a_new_host_key_stops_the_node(road
     outcome = road.do(Action.SSH_EXEC, argv=["true"])
     road.host_key = kept
     assert outcome.status is Status.MISMATCH
+
+
+def test_a_disk_that_turns_read_only_fails_commands_and_nothing_else(road: Road) -> None:
+    write = ["sh", "-c", "echo x > /home/gpu/written"]
+    lab_fault(road.home, "n1", "disk_read_only")
+    failed = road.do(Action.SSH_EXEC, argv=write)
+    assert failed.status is Status.DONE and failed.facts["exit_status"] != 0
+    assert "Read-only file system" in failed.facts["stderr"]
+    assert road.do(Action.SSH_IDENTIFY).facts["serial"] == PLAN.serial, "it can still be asked who it is"
+    lab_heal(road.home, "n1", "disk_read_only")
+    assert road.do(Action.SSH_EXEC, argv=write).facts["exit_status"] == 0
+
+
+@pytest.mark.parametrize("fault", ["ssh_refused", "ssh_reset", "ssh_garbage", "ssh_full"])
+def test_a_broken_ssh_port_is_unreachable_and_works_when_healed(road: Road, fault: str) -> None:
+    road.exchange.close()
+    road.exchange = build_exchange(road.home, "")
+    lab_fault(road.home, "n1", fault)
+    assert road.do(Action.SSH_IDENTIFY).status is Status.UNREACHABLE
+    lab_heal(road.home, "n1", fault)
+    assert road.do(Action.SSH_IDENTIFY).facts["serial"] == PLAN.serial
+
+
+def test_a_node_that_loses_its_power_in_the_middle_of_a_command_is_another_boot_afterwards(road: Road) -> None:
+    before = road.do(Action.SSH_IDENTIFY).facts
+    cut = threading.Timer(0.7, lambda: lab_fault(road.home, "n1", "power_cut"))
+    cut.start()
+    lost = road.do(Action.SSH_EXEC, argv=["sleep", "30"])
+    cut.join()
+    assert lost.status is Status.UNKNOWN and "the connection broke while sleep ran" in lost.reason
+    assert road.do(Action.SSH_IDENTIFY).status is Status.UNREACHABLE
+    assert road.do(Action.BMC_OBSERVE).facts["power"] == "Off"
+    assert road.do(Action.BMC_POWER, reset="On").status is Status.DONE
+    after = road.until(Action.SSH_IDENTIFY, "serial", PLAN.serial).facts
+    assert after["boot_id"] != before["boot_id"] and after["image_digest"] == before["image_digest"]
+    assert abs(after["clock_skew_s"]) < 5

@@ -120,6 +120,45 @@ def test_the_bmc_restarts_after_an_update_if_it_is_told_so(bench: Bench, bmc: Be
         assert client.get("/redfish/v1/UpdateService/FirmwareInventory/NIC1").json()["Version"] == "28.39"
 
 
+def test_a_flapping_bmc_refuses_and_answers_in_turn(bench: Bench, bmc: BenchBmc) -> None:
+    bmc.fault("bmc_flaps", period_s=10, down_share=0.5)
+    for _ in range(2):
+        with bmc.client() as client:
+            with pytest.raises(httpx.ConnectError):
+                client.get(SYSTEM)
+            bench.tick(5)
+            assert client.get(SYSTEM).status_code == 200
+        bench.tick(5)
+
+
+def test_the_third_connection_to_a_bmc_with_two_places_is_reset(bmc: BenchBmc) -> None:
+    bmc.fault("connections_limited", most=2)
+    with bmc.client() as first, bmc.client() as second, bmc.client() as third:
+        assert (first.get(SYSTEM).status_code, second.get(SYSTEM).status_code) == (200, 200)
+        with pytest.raises(httpx.ConnectError):
+            third.get(SYSTEM)
+
+
+def test_a_bmc_may_be_slow_at_one_thing_alone(bmc: BenchBmc) -> None:
+    bmc.fault("bmc_slow", seconds=30, path_prefix=RESET, method="POST")
+    with bmc.client(timeout_s=0.3) as client:
+        assert client.get(SYSTEM).status_code == 200
+        with pytest.raises(httpx.ReadTimeout):
+            client.post(RESET, json={"ResetType": "On"})
+        assert client.get(SYSTEM).json()["PowerState"] == "PoweringOn", "what was asked was done"
+
+
+@pytest.mark.parametrize(
+    ("status", "message"), [(403, "InsufficientPrivilege"), (412, "PreconditionFailed"), (418, "GeneralError")]
+)
+def test_a_planted_error_comes_with_the_message_of_its_status(bmc: BenchBmc, status: int, message: str) -> None:
+    bmc.fault("http_error", path_prefix=SYSTEM, status=status)
+    with bmc.client() as client:
+        answer = client.get(SYSTEM)
+    assert answer.status_code == status
+    assert answer.json()["error"]["@Message.ExtendedInfo"][0]["MessageId"].endswith(message)
+
+
 def test_garbage_on_the_wire_is_answered_or_dropped_and_harms_nobody(bmc: BenchBmc) -> None:
     context = ssl.create_default_context(cafile=str(bmc.certificate.certificate_path))
     host, port = bmc.url.removeprefix("https://").split(":")

@@ -186,6 +186,27 @@ def test_a_stale_power_state_shows_the_past_while_the_machine_goes_on() -> None:
     assert shown == [PowerState.OFF, PowerState.POWERING_ON, PowerState.POWERING_ON, PowerState.ON]
 
 
+def test_a_flapping_bmc_is_gone_for_a_share_of_every_period_until_its_time_is_over() -> None:
+    machine = a_machine()
+    machine.fault("bmc_flaps", 100.0, period_s=10, down_share=0.3, seconds=25)
+    answered = [machine.bmc_answers(now_s) for now_s in (100.0, 102.9, 103.0, 109.9, 110.0, 113.0, 122.9, 125.0)]
+    assert answered == [False, False, True, True, False, True, False, True]
+    assert machine.faults.names() == (), "it is over, and forgotten"
+
+
+def test_a_bmc_flaps_after_an_update_if_it_is_told_so() -> None:
+    machine = a_machine()
+    machine.fault("bmc_flaps_after_update", 0.0, period_s=4, seconds=8)
+    machine.start_update(NIC_IMAGE, 0.0)
+    assert [machine.bmc_answers(now_s) for now_s in (19.0, 20.5, 23.0, 24.5, 28.0)] == [True, False, True, False, True]
+
+
+def test_a_silent_bmc_answers_again_when_its_time_is_over() -> None:
+    machine = a_machine()
+    machine.fault("bmc_silent", 0.0, seconds=5)
+    assert [machine.bmc_answers(now_s) for now_s in (0.0, 4.9, 5.0)] == [False, False, True]
+
+
 def power_supply_is_dead(machine: Machine) -> bool:
     sensors = machine.sensors(0.0)
     return [psu.health for psu in sensors.psus] == ["OK", "Critical"] and not sensors.is_redundant

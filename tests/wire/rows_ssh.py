@@ -273,8 +273,8 @@ SSH_FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "F50",
-        "disk full",
-        "`/dev/full`; lab fault `disk_full`",
+        "disk full or read-only",
+        "`/dev/full`; a whole node: lab fault `disk_read_only`",
         EXEC,
         command("sh", "-c", "head -c 9 /dev/zero >/dev/full"),
         shows=lambda facts: facts["exit_status"] != 0 and "No space left" in facts["stderr"],
