@@ -12,10 +12,11 @@ JSON object:
     processes             on each GPU: how many compute processes hold it
     seconds               how long asking took
 
-Units: temperature_c in degrees Celsius, power_w and power_limit_w in watts, memory_mib in MiB.
+Units: temperature_c in degrees Celsius, power_w, power_limit_w and power_limit_default_w in watts, memory_mib in MiB.
 """
 
 import argparse
+import ctypes
 import json
 import os
 import select
@@ -30,6 +31,22 @@ MARKER = "rackray-probe:"
 SHORTEST_SILENCE_S = 1.0
 REAP_S = 2.0
 
+RECOVERY_ACTIONS = {
+    0: "none",
+    1: "reset the GPU",
+    2: "reboot the node",
+    3: "drain its peers",
+    4: "drain and reset",
+    5: "recover the IMEX domain",
+    6: "reset the bus",
+    7: "reboot the system",
+}
+"""nvmlDeviceGpuRecoveryAction_t (nvml.h): what the driver itself asks for, above all after an Xid."""
+COMPUTE_MODES = {0: "default", 1: "exclusive thread", 2: "prohibited", 3: "exclusive process"}
+FABRIC_STATES = {1: "not started", 2: "in progress", 3: "completed"}
+"""nvmlGpuFabricState_t without 0, "not supported"."""
+NVLINK_PEERS = {0: "gpu", 1: "npu", 2: "switch"}
+"""nvmlIntNvLinkDeviceType_t; any other number is unknown."""
 # nvmlClocksEventReasons bits (nvml.h) and the names used here. Idle (0x1) and applications clocks (0x2) are no trouble.
 THROTTLE_REASONS = {
     0x4: "sw_power_cap",
@@ -198,8 +215,38 @@ def _throttle(n: Any, handle: Any) -> list[str]:
     return [name for bit, name in THROTTLE_REASONS.items() if reasons & bit]
 
 
+def _fabric(n: Any, handle: Any) -> str:
+    info = n.c_nvmlGpuFabricInfoV_t()
+    n.nvmlDeviceGetGpuFabricInfoV(handle, ctypes.byref(info))
+    if info.state not in FABRIC_STATES:
+        raise n.NVMLError_NotSupported()
+    return FABRIC_STATES[info.state]
+
+
+def _recovery_action(n: Any, handle: Any) -> str:
+    (asked,) = n.nvmlDeviceGetFieldValues(handle, [n.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION])
+    if asked.nvmlReturn != n.NVML_SUCCESS:
+        raise n.NVMLError(asked.nvmlReturn)
+    return RECOVERY_ACTIONS.get(asked.value.uiVal, f"action {asked.value.uiVal}")
+
+
+def _compute_mode(n: Any, handle: Any) -> str:
+    mode = n.nvmlDeviceGetComputeMode(handle)
+    return COMPUTE_MODES.get(mode, f"mode {mode}")
+
+
+def _peer(n: Any, handle: Any, link: int) -> str:
+    try:
+        return NVLINK_PEERS.get(n.nvmlDeviceGetNvLinkRemoteDeviceType(handle, link), "unknown")
+    except (n.NVMLError_NotSupported, n.NVMLError_InvalidArgument, n.NVMLError_FunctionNotFound):
+        return ""
+
+
 def _nvlink(n: Any, handle: Any) -> dict[str, Any]:
-    """Links up and down, and error counters summed over the links; links that are not there say "invalid argument"."""
+    """Links up and down, what is at the other end of those that are up, and error counters summed over the links.
+
+    Links that are not there say "invalid argument".
+    """
     counters = {
         "replay": n.NVML_NVLINK_ERROR_DL_REPLAY,
         "recovery": n.NVML_NVLINK_ERROR_DL_RECOVERY,
@@ -207,12 +254,15 @@ def _nvlink(n: Any, handle: Any) -> dict[str, Any]:
         "crc_data": n.NVML_NVLINK_ERROR_DL_CRC_DATA,
     }
     up, down, errors = 0, 0, dict.fromkeys(counters, 0)
+    peers: dict[str, int] = {}
     for link in range(n.NVML_NVLINK_MAX_LINKS):
         try:
             state = n.nvmlDeviceGetNvLinkState(handle, link)
         except (n.NVMLError_NotSupported, n.NVMLError_InvalidArgument):
             continue
         up, down = up + bool(state), down + (not state)
+        if state and (peer := _peer(n, handle, link)):
+            peers[peer] = peers.get(peer, 0) + 1
         for name, counter in counters.items():
             try:
                 errors[name] += n.nvmlDeviceGetNvLinkErrorCounter(handle, link, counter)
@@ -220,7 +270,7 @@ def _nvlink(n: Any, handle: Any) -> dict[str, Any]:
                 continue
     if up + down == 0:
         raise n.NVMLError_NotSupported()
-    return {"up": up, "down": down, "errors": errors}
+    return {"up": up, "down": down, "peers": peers, "errors": errors}
 
 
 def _text(value: Any) -> str:
@@ -236,10 +286,13 @@ GPU_FIELDS: dict[str, Callable[[Any, Any], Any]] = {
     "uuid": lambda n, h: _text(n.nvmlDeviceGetUUID(h)),
     "serial": lambda n, h: _text(n.nvmlDeviceGetSerial(h)),
     "vbios": lambda n, h: _text(n.nvmlDeviceGetVbiosVersion(h)),
+    "inforom": lambda n, h: _text(n.nvmlDeviceGetInforomImageVersion(h)),
+    "gsp": lambda n, h: _text(n.nvmlDeviceGetGspFirmwareVersion(h)),
     "memory_mib": lambda n, h: n.nvmlDeviceGetMemoryInfo(h).total // 2**20,
     "temperature_c": lambda n, h: n.nvmlDeviceGetTemperature(h, n.NVML_TEMPERATURE_GPU),
     "power_w": lambda n, h: n.nvmlDeviceGetPowerUsage(h) / 1000,
     "power_limit_w": lambda n, h: n.nvmlDeviceGetPowerManagementLimit(h) / 1000,
+    "power_limit_default_w": lambda n, h: n.nvmlDeviceGetPowerManagementDefaultLimit(h) / 1000,
     "ecc_mode": lambda n, h: bool(n.nvmlDeviceGetEccMode(h)[0]),
     "ecc_uncorrected_volatile": lambda n, h: _ecc(n, h, n.NVML_VOLATILE_ECC),
     "ecc_uncorrected_aggregate": lambda n, h: _ecc(n, h, n.NVML_AGGREGATE_ECC),
@@ -251,6 +304,9 @@ GPU_FIELDS: dict[str, Callable[[Any, Any], Any]] = {
     "pcie_width_max": lambda n, h: n.nvmlDeviceGetMaxPcieLinkWidth(h),
     "throttle": _throttle,
     "mig": lambda n, h: bool(n.nvmlDeviceGetMigMode(h)[0]),
+    "compute_mode": _compute_mode,
+    "recovery_action": _recovery_action,
+    "fabric": _fabric,
     "persistence": lambda n, h: bool(n.nvmlDeviceGetPersistenceMode(h)),
     "nvlink": _nvlink,
     "processes": lambda n, h: len(n.nvmlDeviceGetComputeRunningProcesses(h)),

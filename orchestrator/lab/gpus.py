@@ -19,7 +19,7 @@ GIB = 1024**3
 MAX_GPUS = 16
 """The library's table of devices is this long."""
 IDLE_REASON = 1
-HW_SLOWDOWN, HW_THERMAL = 0x8, 0x40
+HW_SLOWDOWN, HW_THERMAL, HW_POWER_BRAKE = 0x8, 0x40, 0x80
 """Bits of nvmlClocksEventReasons (nvml.h)."""
 
 
@@ -117,35 +117,40 @@ GPU_MODELS = {model.name: model for model in (H100, H200, A100)} | {"H100": H100
 DRIVER_VERSION = "580.95.05"
 SYSTEM_KEYS = {"driver_version": DRIVER_VERSION, "nvml_version": f"13.{DRIVER_VERSION}", "cuda_version": "13000"}
 
-# key -> (value while broken, value when sound); {value} is the fault's argument.
-GpuKeys = Mapping[str, tuple[str, str]]
-GPU_FAULTS: Mapping[str, GpuKeys] = {
-    "gpu_row_remap_pending": {
-        "remap_pending": ("1", "0"),
-        "remapped_rows_uncorrected": ("1", "0"),
-        "recovery_action": ("1", "0"),
-    },
-    "gpu_row_remap_failed": {"remap_failed": ("1", "0")},
-    "gpu_lost": {"lost": ("1", "0")},
-    "gpu_hang": {"hang": ("1", "0")},
-    "gpu_ecc_uncorrected": {
-        "ecc_volatile_uncorrected": ("{count}", "0"),
-        "ecc_aggregate_uncorrected": ("{count}", "0"),
-    },
+GPU_FAULTS: Mapping[str, Mapping[str, str]] = {
+    "gpu_row_remap_pending": {"remap_pending": "1", "remapped_rows_uncorrected": "1", "recovery_action": "1"},
+    "gpu_row_remap_failed": {"remap_failed": "1"},
+    "gpu_lost": {"lost": "1"},
+    "gpu_hang": {"hang": "1"},
+    "gpu_ecc_uncorrected": {"ecc_volatile_uncorrected": "{count}", "ecc_aggregate_uncorrected": "{count}"},
+    "gpu_ecc_off": {"ecc_mode": "0"},
     "gpu_hot": {
-        "temperature_c": ("{celsius}", "31"),
-        "temperature_memory_c": ("{celsius}", "38"),
-        "clock_event_reasons": (str(HW_SLOWDOWN | HW_THERMAL), str(IDLE_REASON)),
+        "temperature_c": "{celsius}",
+        "temperature_memory_c": "{celsius}",
+        "clock_event_reasons": str(HW_SLOWDOWN | HW_THERMAL),
     },
-    "gpu_pcie_narrow": {"pcie_width": ("{width}", "16")},
-    "gpu_nvlink_down": {"nvlink_active": ("0", "1")},
+    "gpu_power_brake": {"clock_event_reasons": str(HW_SLOWDOWN | HW_POWER_BRAKE)},
+    "gpu_power_capped": {"power_limit_mw": "{milliwatts}", "power_enforced_limit_mw": "{milliwatts}"},
+    "gpu_pcie_narrow": {"pcie_width": "{width}"},
+    "gpu_nvlink_down": {"nvlink_active": "0"},
+    "gpu_nvlink_errors": {"nvlink_replays": "{count}"},
+    "gpu_nvlink_miswired": {"nvlink_peer": "{peer}"},
+    "gpu_fabric_stuck": {"fabric_state": "2"},
+    "gpu_recovery_due": {"recovery_action": "{action}"},
+    "gpu_mig": {"mig_mode": "1", "mig_mode_pending": "1"},
+    "gpu_compute_prohibited": {"compute_mode": "2"},
+    "gpu_vbios_odd": {"vbios_version": "96.00.00.00.00"},
 }
-"""What each fault changes; `orchestrator/lab/README.md` lists them."""
+"""Fault -> key of the state -> its value while the GPU is broken; {word} is the fault's argument. README.md lists them."""
 FAULT_DEFAULTS: Mapping[str, Mapping[str, int]] = {
     "gpu_ecc_uncorrected": {"count": 1},
     "gpu_hot": {"celsius": 93},
     "gpu_pcie_narrow": {"width": 4},
     "gpu_nvlink_down": {"link": 0},
+    "gpu_nvlink_errors": {"link": 0, "count": 1000},
+    "gpu_nvlink_miswired": {"link": 0, "peer": 0},
+    "gpu_power_capped": {"milliwatts": 350_000},
+    "gpu_recovery_due": {"action": 2},
 }
 
 
@@ -165,23 +170,24 @@ class NodeGpus:
         self.state_file = state_file
         self.count = count
         self._lock = threading.Lock()
+        self._sound = sound_state(gpu_model(model), count, machine_serial)
         if not state_file.exists():
-            self._write(sound_state(gpu_model(model), count, machine_serial))
+            self._write(self._sound)
 
     def fault(self, name: str, gpu: int, **arguments: int) -> None:
         """Breaks one GPU. Raises: LabError for an unknown fault, GPU or argument."""
         values = self._arguments(name, gpu, arguments)
         suffix = f".{gpu}.{values['link']}" if "link" in values else f".{gpu}"
-        self._change({key + suffix: broken.format(**values) for key, (broken, _) in GPU_FAULTS[name].items()})
+        self._change({key + suffix: broken.format(**values) for key, broken in GPU_FAULTS[name].items()})
 
     def heal(self, name: str, gpu: int | None = None, **arguments: int) -> None:
         """Undoes a fault: of all GPUs, of one, of one of its links. Raises: LabError as `fault` does."""
-        changes: dict[str, str] = {}
+        changes: dict[str, str | None] = {}
         for index in range(self.count) if gpu is None else (gpu,):
             self._arguments(name, index, arguments)
             place = f".{index}.{arguments['link']}" if "link" in arguments else f".{index}"
-            for stem, (_, sound) in GPU_FAULTS[name].items():
-                changes |= {key: sound for key in self.read() if f"{key}.".startswith(f"{stem}{place}.")}
+            for stem in GPU_FAULTS[name]:
+                changes |= {key: self._sound.get(key) for key in self.read() if f"{key}.".startswith(f"{stem}{place}.")}
         self._change(changes)
 
     def read(self) -> dict[str, str]:
@@ -194,10 +200,10 @@ class NodeGpus:
         state = self.read()
         found = []
         for name, keys in GPU_FAULTS.items():
-            first, (_, sound) = next(iter(keys.items()))
+            stem = next(iter(keys))
             for key, value in state.items():
-                place = key.removeprefix(first + ".").split(".") if key.startswith(first + ".") else []
-                if place and value != sound:
+                place = key.removeprefix(stem + ".").split(".") if key.startswith(stem + ".") else []
+                if place and value != self._sound.get(key) and self._fits(name, key, value):
                     found.append(f"{name}({', '.join(f'{word}={at}' for word, at in zip(('gpu', 'link'), place, strict=False))})")
         return found
 
@@ -217,9 +223,17 @@ class NodeGpus:
             raise LabError(f"{name} takes no {strange[0]!r}", hint=f"it takes gpu{''.join(f', {word}' for word in known)}")
         return {**known, **given}
 
-    def _change(self, changes: Mapping[str, str]) -> None:
+    @staticmethod
+    def _fits(name: str, key: str, value: str) -> bool:
+        """Whether a value that is not sound is that of this fault: several faults may change one key."""
+        stem = key.split(".")[0]
+        fixed = {fault for fault, keys in GPU_FAULTS.items() if keys.get(stem) == value}
+        return name in fixed or (not fixed and "{" in GPU_FAULTS[name][stem])
+
+    def _change(self, changes: Mapping[str, str | None]) -> None:
+        """None takes a key out of the state: the GPU does not say any more."""
         with self._lock:
-            self._write(self.read() | dict(changes))
+            self._write({key: value for key, value in (self.read() | dict(changes)).items() if value is not None})
 
     def _write(self, state: Mapping[str, str]) -> None:
         draft = self.state_file.with_name(self.state_file.name + ".draft")

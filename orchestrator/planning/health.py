@@ -12,6 +12,13 @@ from typing import Any
 from orchestrator.domain.health import HealthFinding, Severity
 from orchestrator.domain.spec import HealthPolicy, Sku
 
+POSSIBLE: Mapping[str, tuple[float, float]] = {
+    "temperature_c": (-40.0, 150.0),
+    "power_w": (0.5, 5_000.0),
+    "power_limit_w": (1.0, 5_000.0),
+    "memory_mib": (1.0, 8_388_608.0),
+}
+"""Readings outside these say that the sensor or the driver is broken, whatever the limit."""
 HARDWARE_THROTTLE = frozenset({"hw_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown"})
 
 Says = str | None
@@ -75,9 +82,14 @@ def _twins(probe: Mapping[str, Any], sku: Sku, policy: HealthPolicy) -> Says:
     return f"two GPUs say the same UUID {twins[0]}" if twins else None
 
 
-def _mixed_vbios(probe: Mapping[str, Any], sku: Sku, policy: HealthPolicy) -> Says:
-    versions = sorted({gpu["vbios"] for gpu in _gpus(probe) if gpu.get("vbios")})
-    return f"its GPUs run {len(versions)} VBIOS versions: {', '.join(versions)}" if len(versions) > 1 else None
+def _mixed(key: str, called: str) -> Question:
+    """Whether the node's GPUs carry different versions of one thing."""
+
+    def asks(probe: Mapping[str, Any], sku: Sku, policy: HealthPolicy) -> Says:
+        versions = sorted({gpu[key] for gpu in _gpus(probe) if gpu.get(key)})
+        return f"its GPUs run {len(versions)} {called} versions: {', '.join(versions)}" if len(versions) > 1 else None
+
+    return asks
 
 
 # Questions about one GPU.
@@ -115,6 +127,45 @@ def _remap_pending(gpu: Mapping[str, Any], sku: Sku, policy: HealthPolicy) -> Sa
 def _remap_failed(gpu: Mapping[str, Any], sku: Sku, policy: HealthPolicy) -> Says:
     remap = gpu.get("remap") or {}
     return f"failed to remap a row ({remap.get('uncorrectable')} uncorrectable rows)" if remap.get("failure") else None
+
+
+def _recovery(gpu: Mapping[str, Any], sku: Sku, policy: HealthPolicy) -> Says:
+    action = gpu.get("recovery_action")
+    # A remap that waits for a reset has said so itself.
+    if action in (None, "none") or (gpu.get("remap") or {}).get("pending"):
+        return None
+    return f"asks for recovery by its driver: {action}"
+
+
+def _absurd(gpu: Mapping[str, Any], sku: Sku, policy: HealthPolicy) -> Says:
+    for name, (least, most) in POSSIBLE.items():
+        value = gpu.get(name)
+        if value is not None and not least <= value <= most:
+            return f"says {name} {value:g}, which no GPU can have"
+    return None
+
+
+def _compute_mode(gpu: Mapping[str, Any], sku: Sku, policy: HealthPolicy) -> Says:
+    return "lets no program compute (compute mode prohibited)" if gpu.get("compute_mode") == "prohibited" else None
+
+
+def _fabric(gpu: Mapping[str, Any], sku: Sku, policy: HealthPolicy) -> Says:
+    state = gpu.get("fabric")
+    return f"has not joined its NVLink fabric: {state}" if state not in (None, "completed") else None
+
+
+def _power_limit(gpu: Mapping[str, Any], sku: Sku, policy: HealthPolicy) -> Says:
+    limit_w, usual_w = gpu.get("power_limit_w"), gpu.get("power_limit_default_w")
+    if limit_w is None or usual_w is None or limit_w >= usual_w:
+        return None
+    return f"is limited to {limit_w:g} W of {usual_w:g} W"
+
+
+def _nvlink_peers(gpu: Mapping[str, Any], sku: Sku, policy: HealthPolicy) -> Says:
+    peers = (gpu.get("nvlink") or {}).get("peers") or {}
+    if len(peers) < 2 and "unknown" not in peers:
+        return None
+    return f"has NVLinks to unlike ends: {', '.join(f'{count} {kind}' for kind, count in sorted(peers.items()))}"
 
 
 def _retired(gpu: Mapping[str, Any], sku: Sku, policy: HealthPolicy) -> Says:
@@ -176,7 +227,9 @@ NODE_CHECKS: tuple[Check, ...] = (
     Check("nvml-hang", F, _hung, "power-cycle the node; if it hangs again, the GPU asked last is the suspect"),
     Check("gpu-count", F, _count, "look for GPUs that fell off the bus (dmesg, Xid 79); reseat or replace them"),
     Check("gpu-twins", F, _twins, "is the node's NVML reporting another machine's GPUs?"),
-    Check("vbios-mixed", W, _mixed_vbios, "update the board's firmware package as a whole"),
+    Check("vbios-mixed", W, _mixed("vbios", "VBIOS"), "update the board's firmware package as a whole"),
+    Check("inforom-mixed", W, _mixed("inforom", "InfoROM"), "update the board's firmware package as a whole"),
+    Check("gsp-mixed", F, _mixed("gsp", "GSP firmware"), "reinstall the driver: its GSP firmware is one for all GPUs"),
 )
 GPU_CHECKS: tuple[Check, ...] = (
     Check("gpu-lost", F, _lost, "power-cycle the node (Xid 79); if it comes back lost, reseat or replace the GPU"),
@@ -187,21 +240,27 @@ GPU_CHECKS: tuple[Check, ...] = (
     Check("remap-failed", F, _remap_failed, REPLACE_HINT),
     Check("remap-pending", F, _remap_pending, RESET_HINT),
     Check("retired-pages", F, _retired, RESET_HINT),
+    Check("recovery-action", F, _recovery, "look for the Xid in dmesg, drain the node and do what the driver asks for"),
+    Check("absurd-reading", F, _absurd, "power-cycle the node; if it stays so, the GPU or its driver is broken"),
     Check("temperature", F, _temperature, "check fans, air flow or coolant before it gets work"),
+    Check("compute-mode", F, _compute_mode, "nvidia-smi -c DEFAULT"),
     Check("mig", F, _mig, "nvidia-smi -mig 0, then reset the GPU"),
     Check("pcie-width", F, _pcie_width, "reseat the board or riser; a narrow link halves what collectives reach"),
     Check("throttle", F, _throttled, "check power supplies and cooling"),
     Check("nvlink-down", F, _nvlink, "check Fabric Manager and its log; if it runs, the board or switch needs service"),
+    Check("nvlink-peers", F, _nvlink_peers, "check the NVLink cables or bridge against the board's plan"),
+    Check("fabric", F, _fabric, "check Fabric Manager and its log"),
     # At rest the link may be clocked down to save power; only under load does this mean anything.
     Check("pcie-generation", W, _pcie_generation, "look again under load"),
     Check("nvlink-errors", W, _nvlink_errors, "look whether they grow"),
+    Check("power-limit", W, _power_limit, "if nobody capped it on purpose: nvidia-smi -pl to its default"),
     Check("busy", W, _busy, "somebody works on this node; its measurements are not those of an idle one"),
     Check("persistence", W, _persistence, "enable nvidia-persistenced"),
 )
 """What is asked of each GPU. Order: what explains the rest comes first."""
 
-ENDS_THE_QUESTIONS = frozenset({"gpu-lost"})
-"""A GPU that is gone has no other health."""
+ENDS_THE_QUESTIONS = frozenset({"gpu-lost", "absurd-reading"})
+"""A GPU that is gone has no other health, and one that talks nonsense is not asked on."""
 
 
 def _gpus(probe: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -24,6 +24,12 @@ BAD_GPU: Mapping[str, tuple[dict[str, Any], str]] = {
     "remap-pending": ({"remap": {**REMAP, "pending": True}}, "1 uncorrectable rows"),
     "remap-failed": ({"remap": {**REMAP, "failure": True}}, "1 uncorrectable rows"),
     "retired-pages": ({"retired_pages_pending": True}, "pending"),
+    "recovery-action": ({"recovery_action": "reboot the node"}, "reboot the node"),
+    "absurd-reading": ({"power_w": 0.0}, "power_w 0"),
+    "compute-mode": ({"compute_mode": "prohibited"}, "prohibited"),
+    "nvlink-peers": ({"nvlink": {"up": 18, "down": 0, "peers": {"switch": 17, "gpu": 1}}}, "1 gpu, 17 switch"),
+    "fabric": ({"fabric": "in progress"}, "in progress"),
+    "power-limit": ({"power_limit_w": 350.0}, "350 W of 700 W"),
     "temperature": ({"temperature_c": 86}, "86 °C at rest; 85 °C"),
     "mig": ({"mig": True}, "MIG"),
     "pcie-width": ({"pcie_width": 8}, "8 of 16"),
@@ -39,6 +45,8 @@ BAD_NODE: Mapping[str, tuple[dict[str, Any], str]] = {
     "nvml-hang": ({"hung": "GPU 1: ecc_mode", "gpus": sound_probe(MODEL, 1)["gpus"]}, "GPU 1: ecc_mode"),
     "gpu-count": ({"gpus": sound_probe(MODEL, 1)["gpus"]}, "1 GPUs are seen; the SKU has 2"),
     "gpu-twins": ({"gpus": [sound_probe(MODEL, 1)["gpus"][0], {**sound_probe(MODEL, 1)["gpus"][0], "index": 1}]}, "UUID"),
+    "inforom-mixed": ({"gpus": [{**gpu, "inforom": f"G{gpu['index']}"} for gpu in sound_probe(MODEL, 2)["gpus"]]}, "2 InfoROM"),
+    "gsp-mixed": ({"gpus": [{**gpu, "gsp": f"580.{gpu['index']}"} for gpu in sound_probe(MODEL, 2)["gpus"]]}, "2 GSP"),
     "vbios-mixed": ({"gpus": [{**gpu, "vbios": f"96.{gpu['index']}"} for gpu in sound_probe(MODEL, 2)["gpus"]]}, "2 VBIOS"),
 }
 
@@ -85,6 +93,11 @@ def test_warnings_keep_no_node_out_and_failures_do() -> None:
 def test_what_a_gpu_does_not_say_is_no_failure() -> None:
     silent = dict.fromkeys(sound_probe(MODEL, 1)["gpus"][0])
     assert inspect_probe(with_second_gpu(**{**silent, "index": 1}), SKU, POLICY) == ()
+
+
+def test_a_recovery_that_a_pending_remap_asks_for_is_not_told_twice() -> None:
+    probe = with_second_gpu(remap={**REMAP, "pending": True}, recovery_action="reset the GPU")
+    assert [finding.check for finding in inspect_probe(probe, SKU, POLICY)] == ["remap-pending"]
 
 
 def test_limits_come_from_the_policy() -> None:

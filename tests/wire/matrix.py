@@ -1,12 +1,15 @@
-"""The matrix of fault kinds in `orchestrator/drivers/README.md`: `python -m tests.wire.matrix` draws it anew."""
+"""The matrices of fault kinds in the READMEs of drivers (SSH, Redfish) and agent (GPUs): `python -m tests.wire.matrix` draws
+them anew."""
 
 import re
 import sys
 from collections.abc import Sequence
 
+from orchestrator.domain.health import Severity
 from orchestrator.domain.operation import Status
 from tests.house import PROJECT
-from tests.wire.faults import Fault
+from tests.wire.faults import Fault, Then
+from tests.wire.gpu_faults import GPU_TABLE, GpuFault
 from tests.wire.rows_links import LINKS_AND_NONSENSE
 from tests.wire.rows_logins import LOGIN_AND_REFUSAL
 from tests.wire.rows_shapes import SHAPES
@@ -21,7 +24,7 @@ FAULTS: Sequence[Fault] = sorted(
     key=lambda fault: int(fault.number[1:]),
 )
 README = PROJECT / "orchestrator" / "drivers" / "README.md"
-_PART = re.compile(r"(<!-- matrix: wire -->\n).*?(<!-- end: wire -->)", re.DOTALL)
+GPU_README = PROJECT / "orchestrator" / "agent" / "README.md"
 
 
 def table() -> str:
@@ -42,17 +45,44 @@ def _plain(text: str) -> str:
     return text.replace("|", "\\|")
 
 
+def gpu_table() -> str:
+    """One row per fault of GPUs."""
+    head = ["| kind | what is wrong | made by | found as | then |", "|---|---|---|---|---|"]
+    return "\n".join([*head, *map(_gpu_row, GPU_TABLE)])
+
+
+def _gpu_row(row: GpuFault) -> str:
+    found = ", ".join(f"`{check}`" for check, _ in row.found) or ("nothing" if row.plant else "-")
+    found += f"; {row.answered}" if row.answered else ""
+    is_out = row.found and row.severity is Severity.FAILED
+    then = (
+        "-" if row.plant is None else Then.QUARANTINE if is_out else f"{Then.GO_ON}, with a warning" if row.found else Then.GO_ON
+    )
+    return f"| {row.number} | {_plain(row.kind)} | {_plain(row.made)} | {_plain(found)} | {then} |"
+
+
 def with_matrix(readme: str) -> str:
-    """`readme` with a fresh matrix. Raises ValueError where it has no place for one."""
-    fresh, count = _PART.subn(lambda found: f"{found[1]}{table()}\n{found[2]}", readme)
+    """`readme` with a fresh matrix of SSH and Redfish. Raises ValueError where it has no place for one."""
+    return _drawn(readme, "wire", table())
+
+
+def with_gpu_matrix(readme: str) -> str:
+    """`readme` with a fresh matrix of GPUs. Raises ValueError where it has no place for one."""
+    return _drawn(readme, "gpus", gpu_table())
+
+
+def _drawn(readme: str, name: str, body: str) -> str:
+    part = re.compile(rf"(<!-- matrix: {name} -->\n).*?(<!-- end: {name} -->)", re.DOTALL)
+    fresh, count = part.subn(lambda found: f"{found[1]}{body}\n{found[2]}", readme)
     if count != 1:
-        raise ValueError("the README has no place `<!-- matrix: wire -->` … `<!-- end: wire -->`, or several")
+        raise ValueError(f"the README has no place `<!-- matrix: {name} -->` … `<!-- end: {name} -->`, or several")
     return fresh
 
 
 def main() -> int:
-    """Draw it."""
+    """Draw both."""
     README.write_text(with_matrix(README.read_text(encoding="utf-8")), encoding="utf-8")
+    GPU_README.write_text(with_gpu_matrix(GPU_README.read_text(encoding="utf-8")), encoding="utf-8")
     return 0
 
 

@@ -77,6 +77,9 @@ nvmlReturn_t nvmlDeviceGetNvLinkRemoteDeviceType(nvmlDevice_t device, unsigned i
     u64 active = 0;
     nvmlReturn_t answer = link_u64(device, link, "nvlink_active", &active);
     *type = active != 0 ? NVML_NVLINK_DEVICE_TYPE_SWITCH : NVML_NVLINK_DEVICE_TYPE_UNKNOWN;
+    u64 other = 0; /* `nvlink_peer.I.LINK` names another end than the switch that a sound link has */
+    if (answer == NVML_SUCCESS && active != 0 && link_u64(device, link, "nvlink_peer", &other) == NVML_SUCCESS)
+        *type = (nvmlIntNvLinkDeviceType_t)other;
     return answer;
 }
 

@@ -4,6 +4,7 @@
  * call, so an edit from outside is a fault at once, in processes that already run too. A key that is absent means
  * NVML_ERROR_NOT_SUPPORTED: the stub invents no value. Keys that change the behaviour of every call on a GPU:
  *     lost.I 1   NVML_ERROR_GPU_IS_LOST (as after Xid 79)        hang.I 1   the call never returns
+ * `init_error N` is what NVML answers when it is started: 18 where the library is of another version than the driver.
  * No state file: NVML_ERROR_DRIVER_NOT_LOADED. Prototypes and structs come from NVIDIA's nvml.h (nvidia-nvml-dev), so a
  * wrong signature does not compile. Serves the functions a health probe asks; others are absent, as in an old driver.
  */
@@ -15,10 +16,12 @@
 /* ---- the library and the system ---- */
 
 nvmlReturn_t nvmlInitWithFlags(unsigned int flags) {
-    u64 count = 0;
+    u64 count = 0, refused = 0;
     (void)flags;
     for (unsigned i = 0; i < MAX_GPUS; i++)
         devices[i].index = i;
+    if (number("init_error", &refused) == NVML_SUCCESS && refused != NVML_SUCCESS)
+        return (nvmlReturn_t)refused;
     return number("count", &count) == NVML_SUCCESS ? NVML_SUCCESS : NVML_ERROR_DRIVER_NOT_LOADED;
 }
 
@@ -36,6 +39,7 @@ const char *nvmlErrorString(nvmlReturn_t result) {
     case NVML_ERROR_INSUFFICIENT_SIZE: return "Insufficient Size";
     case NVML_ERROR_DRIVER_NOT_LOADED: return "Driver Not Loaded";
     case NVML_ERROR_FUNCTION_NOT_FOUND: return "Function Not Found";
+    case NVML_ERROR_LIB_RM_VERSION_MISMATCH: return "Driver/library version mismatch";
     case NVML_ERROR_GPU_IS_LOST: return "GPU is lost";
     default: return "Unknown Error";
     }
