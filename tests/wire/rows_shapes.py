@@ -62,8 +62,8 @@ SHAPES: tuple[Fault, ...] = (
         answers(lambda: {("GET", INVENTORY): Reply(200, {"Members": None})}),
         shows=lambda facts: facts["components"] == [],
         answered="an empty list",
-        then=Then.GO_ON,
-        because="NIC1 runs nothing readable",
+        then=Then.QUARANTINE,
+        because="NIC1: the BMC does not list it",
     ),
     Fault(
         "F79",

@@ -74,7 +74,7 @@ UPDATES_AND_POWER: tuple[Fault, ...] = (
         FIRMWARE,
         no_valid_image,
         then=Then.QUARANTINE,
-        because="BMC runs no valid golden_image_arm!!!!",
+        because="BMC: no valid golden_image_arm!!!! is not approved",
     ),
     Fault(
         "F96",

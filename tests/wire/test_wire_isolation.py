@@ -32,7 +32,7 @@ def test_everything_that_can_hang_hangs_at_once_and_sound_neighbours_do_not_wait
         assert fault.inject is not None
         story = fault.inject(wire)
         stories.append((fault, story, next(story)))
-    broken = [wire.begin(met.node, met.target, fault.action, 6.0, **met.args) for fault, _, met in stories]
+    broken = [wire.begin(met.node, met.target, fault.action, 8.0, **met.args) for fault, _, met in stories]
     sound = [wire.begin_sound(is_bmc=number % 2 == 0) for number in range(10)]
     assert {wire.wait(each).status for each in sound} == {Status.DONE}
     assert not set(broken) & set(wire.arrived), "something that hangs came back before those that answer"
