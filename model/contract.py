@@ -86,7 +86,7 @@ class ContractError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """A decoder-only Transformer: numbers, a family, and options; the counts are in `shape`."""
+    """A decoder-only Transformer, or one with an encoder: numbers, a family, and options; the counts are in `shape`."""
 
     layers: int
     d_model: int
@@ -97,6 +97,8 @@ class ModelSpec:
     positions: int
     kv_heads: int = 0
     """Key/value heads of grouped-query attention; 0: as many as `heads`."""
+    encoder_layers: int = 0
+    """Above 0: an encoder of so many layers before the decoder, and parallel text as data."""
     family: str = "gpt"
     """`gpt`, `llama` or `vaswani`: what the options below are where they are null (`shape.FAMILY_OPTIONS`)."""
     tied: bool | None = None
@@ -110,6 +112,10 @@ class ModelSpec:
     activation: str | None = None
     """`relu`, `gelu` or `swiglu`."""
     biases: bool | None = None
+    attention_biases: bool | None = None
+    """Of attention's matrices, where there are biases at all."""
+    d_key: int = 0
+    """Width of one head's query and key; 0: d_model / heads, as its value's."""
     scaled_embedding: bool | None = None
     rotary_base: float | None = None
     norm_eps: float | None = None
@@ -120,9 +126,9 @@ class ModelSpec:
 
     def shape(self) -> TransformerShape:
         """The same numbers as `model.shape` counts them.  Raises ValueError where they do not fit together."""
-        numbers = ("layers", "d_model", "heads", "d_ff", "vocabulary", "positions", "kv_heads")
+        numbers = ("layers", "d_model", "heads", "d_ff", "vocabulary", "positions", "kv_heads", "encoder_layers", "d_key")
         enums = {"norm": Norm, "norm_place": NormPlace, "position": Position, "activation": Activation}
-        plain = ("tied", "biases", "scaled_embedding", "rotary_base", "norm_eps")
+        plain = ("tied", "biases", "attention_biases", "scaled_embedding", "rotary_base", "norm_eps")
         options = {name: getattr(self, name) for name in plain}
         options |= {name: kind(getattr(self, name)) for name, kind in enums.items() if getattr(self, name) is not None}
         return shape_of_family(Family(self.family), {name: getattr(self, name) for name in numbers}, options)
@@ -141,11 +147,16 @@ class DataSpec:
 
     corpus: str
     """`python-stdlib`: the sources of the running interpreter's standard library; or the path of a folder of UTF-8 text files,
-    with a slash in it."""
+    with a slash in it.  With an encoder: `gettext`, the message catalogues of installed packages, or the path of a folder with
+    line files such as train.en and train.de."""
     directory: str
     """Prepared once and reused; the prepared folder's name tells corpus, vocabulary and split."""
     heldout_fraction: float = 0.05
-    """Share of the corpus's files that training never sees."""
+    """Share of the corpus's files that training never sees; of a parallel text's sentences, once for dev and once for test."""
+    source_language: str = ""
+    """With an encoder: what is translated, for example `en`; the ending of its line files."""
+    target_language: str = ""
+    """With an encoder: what it is translated into, for example `de`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,12 +182,17 @@ class LayoutSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchSpec:
-    """How many sequences of how many tokens make one step."""
+    """How much makes one step: sequences of equal length, or, with an encoder, tokens of pairs of like length."""
 
-    global_sequences: int
-    micro_sequences: int
-    """Sequences in one forward pass of one replica."""
     sequence_tokens: int
+    """Length of a sequence; with an encoder, the longest a side of a training pair may be, its end included."""
+    global_sequences: int = 0
+    micro_sequences: int = 0
+    """Sequences in one forward pass of one replica."""
+    global_tokens: int = 0
+    """With an encoder: source and target tokens of a step at the most, padding included."""
+    micro_tokens: int = 0
+    """The same in one forward pass of one replica; at least twice `sequence_tokens`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -307,11 +323,14 @@ class RunSpec:
     @property
     def micro_batches(self) -> int:
         """Forward passes of one replica in one step."""
+        if self.model.encoder_layers:
+            return self.batch.global_tokens // (self.batch.micro_tokens * self.layout.data)
         return self.batch.global_sequences // (self.batch.micro_sequences * self.layout.data)
 
     @property
     def tokens_per_step(self) -> int:
-        return self.batch.global_sequences * self.batch.sequence_tokens
+        """With an encoder: at the most."""
+        return self.batch.global_tokens or self.batch.global_sequences * self.batch.sequence_tokens
 
     def progress_path(self, rank: int) -> Path:
         return Path(self.output_directory) / f"progress-{rank}.jsonl"

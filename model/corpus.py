@@ -89,6 +89,10 @@ class Corpus:
     heldout: Tokens
     folder: Path
 
+    def notes(self) -> dict[str, str]:
+        """What a checkpoint keeps of this text."""
+        return {"digest": self.facts.digest}
+
     def tokenizer(self) -> Tokenizer:
         return Tokenizer.from_file(str(self.folder / "tokenizer.json"))
 

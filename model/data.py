@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +20,32 @@ _ROUNDS: Final = 6
 """Of the Feistel network; three make a pseudo-random permutation of a good round function (Luby & Rackoff 1988)."""
 
 
+class MicroBatch(Protocol):
+    """What an engine is given for one forward pass."""
+
+    @property
+    def inputs(self) -> tuple[NDArray[Any], ...]:
+        """What the first layer reads."""
+
+    @property
+    def labels(self) -> tuple[NDArray[Any], ...]:
+        """What the loss reads beside the last layer's output."""
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Token ids of some sequences, and the same shifted by one; int64, each (B, T)."""
 
     tokens_BT: NDArray[np.int64]
     targets_BT: NDArray[np.int64]
+
+    @property
+    def inputs(self) -> tuple[NDArray[Any], ...]:
+        return (self.tokens_BT,)
+
+    @property
+    def labels(self) -> tuple[NDArray[Any], ...]:
+        return (self.targets_BT,)
 
 
 class Batches:

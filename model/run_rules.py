@@ -13,6 +13,8 @@ from model.shape import FAMILY_OPTIONS, Activation, Family, Norm, NormPlace, Pos
 
 STANDARD_LIBRARY: Final = "python-stdlib"
 """The corpus that is on every machine."""
+CATALOGUES: Final = "gettext"
+"""The parallel text that installed packages carry."""
 
 
 def problems_of(spec: object) -> list[str]:
@@ -31,13 +33,13 @@ def problems_of(spec: object) -> list[str]:
 _AT_LEAST = {
     1: (
         "steps evaluate_batches model.layers model.d_model model.heads model.d_ff model.positions layout.pipeline "
-        "layout.tensor layout.data batch.global_sequences batch.micro_sequences batch.sequence_tokens checkpoint.keep "
-        "guard.window_steps"
+        "layout.tensor layout.data batch.sequence_tokens checkpoint.keep guard.window_steps"
     ),
     0: (
         "seed evaluate_every_steps layout.zero optimizer.weight_decay optimizer.clip optimizer.warmup_steps "
         "checkpoint.every_steps model.dropout model.kv_heads model.label_smoothing optimizer.final_share "
-        "guard.most_skips_in_row"
+        "guard.most_skips_in_row model.encoder_layers model.d_key batch.global_sequences batch.micro_sequences "
+        "batch.global_tokens batch.micro_tokens"
     ),
     257: "model.vocabulary",
 }
@@ -65,8 +67,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model.norm_eps": (lambda eps: 0 < eps < 1, "must lie between 0 and 1; 1e-5 is usual"),
     "optimizer.final_share": (lambda share: share <= 1, "must be at most 1; 0.1 is usual"),
     "data.corpus": (
-        lambda corpus: corpus == STANDARD_LIBRARY or "/" in corpus,
-        f"must be {STANDARD_LIBRARY}, or the path of a folder of text files with a slash in it: ./texts",
+        lambda corpus: corpus in (STANDARD_LIBRARY, CATALOGUES) or "/" in corpus,
+        f"must be {STANDARD_LIBRARY}, {CATALOGUES}, or the path of a folder of text files with a slash in it: ./texts",
     ),
     "data.heldout_fraction": (lambda share: 0 < share <= 0.5, "must be above 0 and at most 0.5; 0.05 is usual"),
     "guard.spike_deviations": (lambda number: 1 <= number < math.inf, "must be at least 1; 8 is usual"),
@@ -124,6 +126,65 @@ def _batch_divides(sequences: int, micro: int, data: int) -> str | None:
     )
 
 
+def _corpus_fits(corpus: str, encoder_layers: int) -> str | None:
+    if encoder_layers > 0 and corpus == STANDARD_LIBRARY:
+        return f"data.corpus: {corpus} has no translations; choose {CATALOGUES}, or a folder with train.en and train.de: ./texts"
+    if encoder_layers < 1 and corpus == CATALOGUES:
+        return f"data.corpus: {corpus} is pairs, for a model with an encoder; choose {STANDARD_LIBRARY}, or a folder: ./texts"
+    return None
+
+
+def _languages_fit(encoder_layers: int, source: str, target: str) -> str | None:
+    if encoder_layers < 1:
+        if source or target:
+            return "data.source_language, data.target_language: are for a model with an encoder; set model.encoder_layers"
+        return None
+    if not source or not target or source == target:
+        return (
+            f"data.source_language, data.target_language: are {source!r} and {target!r}; an encoder-decoder needs two "
+            "different ones, en and de for example"
+        )
+    return None
+
+
+def _matrix_is_shared(model: Any) -> str | None:
+    if not model.encoder_layers or model.encoder_layers < 1 or model.family not in tuple(Family):
+        return None
+    tied = FAMILY_OPTIONS[Family(model.family)].get("tied", True) if model.tied is None else model.tied
+    return None if tied else "model.tied: an encoder-decoder shares one matrix between source, target and output; set it to true"
+
+
+def _batch_is_counted(encoder_layers: int, sequences: int, micro_sequences: int, tokens: int, micro_tokens: int) -> str | None:
+    counts = {"sequences": (sequences, micro_sequences), "tokens": (tokens, micro_tokens)}
+    wanted, other = ("tokens", "sequences") if encoder_layers > 0 else ("sequences", "tokens")
+    if min(counts[wanted]) < 1:
+        given = " and ".join(map(str, counts[wanted]))
+        kind = "with an encoder" if encoder_layers > 0 else "of a decoder-only model"
+        return f"batch.global_{wanted}, batch.micro_{wanted}: are {given}; the batch {kind} is counted in {wanted}, at least 1"
+    if any(counts[other]):
+        return f"batch.global_{other}, batch.micro_{other}: stand beside {wanted}; this model's batch is counted in {wanted}"
+    return None
+
+
+def _tokens_divide(tokens: int, micro: int, data: int) -> str | None:
+    each = micro * data
+    if micro < 1 or data < 1 or tokens % each == 0:
+        return None
+    return (
+        f"batch.global_tokens: {tokens} tokens do not divide into micro-batches of {micro} on {data} data-parallel "
+        f"replicas; nearest: {nearest_multiples(tokens, each)}"
+    )
+
+
+def _longest_pair_fits(sequence: int, micro: int) -> str | None:
+    if micro < 1 or micro >= 2 * sequence:
+        return None
+    return (
+        f"batch.micro_tokens: {micro} tokens hold no pair of {sequence} + {sequence} tokens (batch.sequence_tokens); "
+        f"at least {2 * sequence}"
+    )
+
+
 def _key_value_heads_divide(kv_heads: int, heads: int) -> str | None:
     if heads < 1 or kv_heads < 1 or heads % kv_heads == 0:
         return None
@@ -136,7 +197,9 @@ def _positions_are_pairs(model: Any) -> str | None:
     if not d_model or not heads or heads < 1 or d_model % heads or model.family not in tuple(Family):
         return None
     position = model.position or FAMILY_OPTIONS[Family(model.family)].get("position")
-    if position == Position.ROTARY and d_model // heads % 2:
+    if position == Position.ROTARY and model.d_key and model.d_key % 2:
+        return f"model.d_key: rotary positions turn pairs of numbers, and a head has {model.d_key}; nearest: {model.d_key + 1}"
+    if position == Position.ROTARY and not model.d_key and d_model // heads % 2:
         choices = _nearest(heads, [count for count in _divisors(d_model) if d_model // count % 2 == 0])
         way_out = f"nearest heads: {choices}" if choices else f"nearest d_model: {d_model - heads} or {d_model + heads}"
         return f"model.position: rotary positions turn pairs of numbers, and a head has {d_model // heads}; {way_out}"
@@ -163,10 +226,11 @@ def _noam_warms_up(schedule: str, warmup: int) -> str | None:
     return "optimizer.warmup_steps: is 0, and noam is defined by its warm-up; at least 1, 4000 in the paper"
 
 
-def _stages_fit(pipeline: int, layers: int) -> str | None:
-    if layers < 1 or pipeline <= layers:
+def _stages_fit(pipeline: int, layers: int, encoder_layers: int) -> str | None:
+    every = layers + max(encoder_layers, 0)
+    if layers < 1 or pipeline <= every:
         return None
-    return f"layout.pipeline: {pipeline} stages, but the model has {layers} layers; at most {layers}"
+    return f"layout.pipeline: {pipeline} stages, but the model has {every} layers; at most {every}"
 
 
 def _zero_fits_pipeline(zero: int, pipeline: int) -> str | None:
@@ -200,12 +264,21 @@ _CROSS_RULES: tuple[tuple[str, Callable[..., str | None]], ...] = (
     ("optimizer.warmup_steps steps optimizer.schedule", _warmup_fits),
     ("model.heads model.d_model", _heads_divide),
     ("batch.sequence_tokens model.positions", _sequence_fits),
+    ("data.corpus model.encoder_layers", _corpus_fits),
+    ("model.encoder_layers data.source_language data.target_language", _languages_fit),
+    (
+        "model.encoder_layers batch.global_sequences batch.micro_sequences batch.global_tokens batch.micro_tokens",
+        _batch_is_counted,
+    ),
     ("batch.global_sequences batch.micro_sequences layout.data", _batch_divides),
+    ("batch.global_tokens batch.micro_tokens layout.data", _tokens_divide),
+    ("batch.sequence_tokens batch.micro_tokens", _longest_pair_fits),
     ("model.kv_heads model.heads", _key_value_heads_divide),
     ("model", _positions_are_pairs),
+    ("model", _matrix_is_shared),
     ("layout.tensor model.heads model.kv_heads model.d_ff model.vocabulary", _tensor_divides),
     ("optimizer.schedule optimizer.warmup_steps", _noam_warms_up),
-    ("layout.pipeline model.layers", _stages_fit),
+    ("layout.pipeline model.layers model.encoder_layers", _stages_fit),
     ("layout.zero layout.pipeline", _zero_fits_pipeline),
     ("layout.zero precision", _zero_fits_precision),
     ("layout.zero optimizer.offload optimizer.fused", _offload_fits),
