@@ -11,7 +11,7 @@ import math
 import resource
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,15 +27,16 @@ from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
 from torch import Tensor, nn
 
 from model.contract import RunSpec
-from model.data import Batch
+from model.data import MicroBatch
 from model.dropout import DropoutClock, Moment
+from model.encoder_decoder import loss_of, model_of, plans_of
 from model.engine_config import deepspeed_config, parameter_groups, recipe_of
 from model.engine_state import EngineState, Place
 from model.engine_update import Losses, UpdateGate
 from model.guard import Guard, Verdict
 from model.peak import peak_tflops
 from model.state import StateReader
-from model.transformer import Block, LayerPlan, Recipe, Transformer, layer_plans, next_token_loss
+from model.transformer import Block, LayerPlan, Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +84,14 @@ class Engine(ABC):
         return self._grid.replica
 
     @abstractmethod
-    def _run(self, batches: list[Batch], moments: list[Moment]) -> None:
+    def _run(self, batches: Sequence[MicroBatch], moments: list[Moment]) -> None:
         """Forward, backward and update over this replica's micro-batches, adding each one's loss to `_losses`."""
 
     @abstractmethod
-    def evaluate(self, batches: list[Batch]) -> float:
+    def evaluate(self, batches: Sequence[MicroBatch]) -> float:
         """Mean loss in nat per token over the replicas' batches without training, the same on every rank."""
 
-    def train_step(self, step: int, batches: list[Batch], guard: Guard) -> StepResult:
+    def train_step(self, step: int, batches: Sequence[MicroBatch], guard: Guard) -> StepResult:
         """Does step 1, 2, … of the run; `batches` are this replica's micro-batches of it.
 
         Just before the update `guard` is asked about loss and gradient norm; what it does not let pass is not applied.
@@ -170,9 +171,11 @@ class Engine(ABC):
         """Frees DeepSpeed's hooks and buffers; the process group stays."""
         self._deepspeed.destroy()
 
-    def _tensors(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        tokens = torch.from_numpy(batch.tokens_BT.copy()).to(self._device)
-        return tokens, torch.from_numpy(batch.targets_BT.copy()).to(self._device)
+    def _tensors(self, batch: MicroBatch) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        inputs, labels = (
+            tuple(torch.from_numpy(array.copy()).to(self._device) for array in arrays) for arrays in (batch.inputs, batch.labels)
+        )
+        return inputs, labels
 
 
 class FlatEngine(Engine):
@@ -180,12 +183,13 @@ class FlatEngine(Engine):
 
     def __init__(self, spec: RunSpec, grid: Grid) -> None:
         recipe = recipe_of(spec, grid.tensor_group)
-        super().__init__(spec, grid, recipe, Transformer(recipe))
+        super().__init__(spec, grid, recipe, model_of(recipe))
 
-    def _run(self, batches: list[Batch], moments: list[Moment]) -> None:
+    def _run(self, batches: Sequence[MicroBatch], moments: list[Moment]) -> None:
         self._deepspeed.train()
         for batch, self._clock.now in zip(batches, moments, strict=True):
-            loss = self._deepspeed(*self._tensors(batch))
+            inputs, labels = self._tensors(batch)
+            loss = self._deepspeed(*inputs, *labels)
             self._deepspeed.backward(loss)
             self._losses.add(loss)
             if batch is batches[-1] and self._spec.layout.zero == 0:
@@ -208,12 +212,13 @@ class FlatEngine(Engine):
             dist.all_reduce(square, group=group.group)
         return square.sqrt()
 
-    def evaluate(self, batches: list[Batch]) -> float:
+    def evaluate(self, batches: Sequence[MicroBatch]) -> float:
         self._deepspeed.eval()
         self._losses.clear()
         with torch.no_grad():
             for batch in batches:
-                self._losses.add(self._deepspeed(*self._tensors(batch)))
+                inputs, labels = self._tensors(batch)
+                self._losses.add(self._deepspeed(*inputs, *labels))
         return self._losses.mean()
 
 
@@ -222,37 +227,42 @@ class StagedEngine(Engine):
 
     def __init__(self, spec: RunSpec, grid: Grid) -> None:
         recipe = recipe_of(spec, grid.tensor_group)
-        self._loss = next_token_loss(recipe)
+        self._loss = loss_of(recipe)
         self._stages = _Stages(
-            [_pipeline_spec(plan) for plan in layer_plans(recipe)],
+            [_pipeline_spec(plan) for plan in plans_of(recipe)],
             topology=grid.topology,
             loss_fn=self._counted_loss,
             # Blocks spread evenly, so that no stage is without one, whatever the vocabulary's size.
+            # The name is looked for in those of the layers: an encoder's and a decoder's blocks have it too.
             partition_method=f"type:{Block.__name__}",
+            # Pairs are padded to the longest of their micro-batch only.
+            dynamic_shape=bool(spec.model.encoder_layers),
         )
         self._stages.clock = recipe.clock
         super().__init__(spec, grid, recipe, self._stages)
 
-    def _counted_loss(self, logits_BTW: Tensor, targets_BT: Tensor) -> Tensor:
-        loss = self._loss(logits_BTW, targets_BT)
+    def _counted_loss(self, logits_BTW: Tensor, labels: Any) -> Tensor:
+        loss = self._loss(logits_BTW, labels)
         self._losses.add(loss)
         return loss
 
-    def _run(self, batches: list[Batch], moments: list[Moment]) -> None:
+    def _run(self, batches: Sequence[MicroBatch], moments: list[Moment]) -> None:
         self._loss.train()
         self._stages.coming = iter(moments)
         self._deepspeed.train_batch(data_iter=self._iterate(batches))
 
-    def evaluate(self, batches: list[Batch]) -> float:
+    def evaluate(self, batches: Sequence[MicroBatch]) -> float:
         self._loss.eval()
         self._stages.coming = None
         self._losses.clear()
         self._deepspeed.eval_batch(data_iter=self._iterate(batches), num_micro_batches=len(batches))
         return self._losses.mean()
 
-    def _iterate(self, batches: list[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
+    def _iterate(self, batches: Sequence[MicroBatch]) -> Iterator[tuple[Any, Any]]:
         # Without the first and the last stage nobody reads the batch; DeepSpeed asks each stage for what it needs.
-        return (self._tensors(batch) for batch in batches)
+        for batch in batches:
+            inputs, labels = self._tensors(batch)
+            yield _bare(inputs), _bare(labels)
 
 
 class _Stages(PipelineModule):
@@ -266,6 +276,11 @@ class _Stages(PipelineModule):
         if self.coming is not None:
             self.clock.now = next(self.coming)
         return super().forward(inputs)
+
+
+def _bare(tensors: tuple[Tensor, ...]) -> Any:
+    """A layer or loss of one input takes it as it is."""
+    return tensors[0] if len(tensors) == 1 else tensors
 
 
 def _pipeline_spec(plan: LayerPlan) -> LayerSpec:

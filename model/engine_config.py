@@ -43,11 +43,14 @@ def deepspeed_config(spec: RunSpec) -> dict[str, Any]:
     if spec.optimizer.offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {
-        "train_batch_size": spec.batch.global_sequences,
-        "train_micro_batch_size_per_gpu": spec.batch.micro_sequences,
+        # Pairs are counted in tokens: DeepSpeed, which only wants the numbers to fit, is told of micro-batches of one.
+        "train_batch_size": spec.batch.global_sequences or spec.micro_batches * spec.layout.data,
+        "train_micro_batch_size_per_gpu": spec.batch.micro_sequences or 1,
         "gradient_accumulation_steps": spec.micro_batches,
         "optimizer": _optimizer(spec),
         "gradient_clipping": spec.optimizer.clip,
+        # An encoder-decoder's stages exchange two tensors with gradients; DeepSpeed can split only one over tensor ranks.
+        "pipeline": {"pipe_partitioned": not spec.model.encoder_layers, "grad_partitioned": not spec.model.encoder_layers},
         "zero_optimization": zero,
         "bf16": {"enabled": spec.precision == "bf16"},
         # Loss scale 2^16 at first, halved at an overflow and doubled after 1,000 steps without one.

@@ -131,6 +131,10 @@ class TransformerShape:
     activation: Activation = Activation.GELU
     biases: bool = True
     """Whether the linear layers add a bias; the head never does."""
+    attention_biases: bool = True
+    """Whether attention's four matrices add one too; without effect where `biases` is false."""
+    d_key: int = 0
+    """Width of one head's query and key; 0 means as wide as its value, d_model / heads."""
     scaled_embedding: bool = False
     """Embeddings are multiplied by sqrt(d_model) (Vaswani et al. 2017, section 3.4)."""
     rotary_base: float = 10_000.0
@@ -145,8 +149,10 @@ class TransformerShape:
             raise ValueError(f"d_model {self.d_model} is not divisible by {self.heads} heads")
         if self.kv_heads < 0 or self.heads % self.key_value_heads:
             raise ValueError(f"{self.heads} heads cannot share {self.kv_heads} key/value heads evenly")
-        if self.position is Position.ROTARY and self.d_head % 2:
-            raise ValueError(f"rotary positions turn pairs, and a head of {self.d_head} is not made of pairs")
+        if self.d_key < 0:
+            raise ValueError(f"d_key is {self.d_key}; it must be at least 1, or 0 for d_model / heads")
+        if self.position is Position.ROTARY and self.d_query_key % 2:
+            raise ValueError(f"rotary positions turn pairs, and a head of {self.d_query_key} is not made of pairs")
         if self.position is Position.SINUSOIDAL and self.d_model % 2:
             raise ValueError(f"sinusoidal positions are pairs of sine and cosine, and d_model {self.d_model} is odd")
 
@@ -159,9 +165,14 @@ class TransformerShape:
         return self.kv_heads or self.heads
 
     @property
-    def d_key_value(self) -> int:
-        """Width of all key heads together, and of all value heads."""
-        return self.key_value_heads * self.d_head
+    def d_query_key(self) -> int:
+        """Width of one head's query and key."""
+        return self.d_key or self.d_head
+
+    @property
+    def attention_widths(self) -> tuple[int, int, int]:
+        """Width of all queries together, of all keys, and of all values."""
+        return self.heads * self.d_query_key, self.key_value_heads * self.d_query_key, self.key_value_heads * self.d_head
 
     @property
     def is_gated(self) -> bool:
@@ -169,9 +180,9 @@ class TransformerShape:
 
     def attention_parameters(self, tensor: int = 1) -> int:
         """One layer's W_Q, W_K, W_V, W_O and their biases; of one of `tensor` ranks, which hold W_O's bias each."""
-        matrices = (2 * self.d_model * self.d_model + 2 * self.d_model * self.d_key_value) // tensor
-        biases = (self.d_model + 2 * self.d_key_value) // tensor + self.d_model
-        return matrices + (biases if self.biases else 0)
+        matrices = self.d_model * (sum(self.attention_widths) + self.d_model) // tensor
+        biases = sum(self.attention_widths) // tensor + self.d_model
+        return matrices + (biases if self.biases and self.attention_biases else 0)
 
     def feed_forward_parameters(self, tensor: int = 1) -> int:
         """One layer's feed-forward: two matrices, three if gated, and biases; of one of `tensor` ranks."""
@@ -214,34 +225,102 @@ class TransformerShape:
         on the last stage, so that the stages together hold more than `parameters().total`.  Raises ValueError for more
         stages than layers, and for a tensor degree that does not divide heads, key/value heads or d_ff.
         """
-        if not 1 <= pipeline <= self.layers:
-            raise ValueError(f"{self.layers} layers cannot fill {pipeline} stages")
-        if tensor < 1 or any(number % tensor for number in (self.heads, self.key_value_heads, self.d_ff)):
-            numbers = f"{self.heads} heads, {self.key_value_heads} key/value heads or d_ff {self.d_ff}"
-            raise ValueError(f"{numbers} cannot be split over {tensor} tensor ranks")
+        blocks = self._checked_blocks(pipeline, tensor, self.layers)
         embedding = -(-self.vocabulary // tensor) * self.d_model
-        blocks = -(-self.layers // pipeline) * self.block_parameters(tensor)
         first = embedding + self.position_parameters()
         last = self.final_norm_parameters() + embedding
         if pipeline == 1:
             return blocks + first + last - (embedding if self.tied else 0)
         return blocks + max(first, last)
 
+    def _checked_blocks(self, pipeline: int, tensor: int, layers: int) -> int:
+        """Parameters of one tensor rank's blocks on the fullest of `pipeline` stages."""
+        if not 1 <= pipeline <= layers:
+            raise ValueError(f"{layers} layers cannot fill {pipeline} stages")
+        if tensor < 1 or any(number % tensor for number in (self.heads, self.key_value_heads, self.d_ff)):
+            numbers = f"{self.heads} heads, {self.key_value_heads} key/value heads or d_ff {self.d_ff}"
+            raise ValueError(f"{numbers} cannot be split over {tensor} tensor ranks")
+        return -(-layers // pipeline) * self.block_parameters(tensor)
+
     def forward_flops_per_token(self, sequence_tokens: int) -> int:
         """Floating-point operations of one forward pass per token; a multiply-add counts as two.
 
         Matrices: 2 per weight, the head included, look-ups free.  Attention scores and their weighted sum:
-        4 * sequence * d_model per layer, the causal half not taken off, as in Narayanan et al. 2021
+        2 * sequence * (queries' + values' width) per layer, the causal half not taken off, as in Narayanan et al. 2021
         (arXiv 2104.04473, appendix) and Chowdhery et al. 2022 (PaLM, appendix B).
         """
-        attention = 2 * self.d_model * self.d_model + 2 * self.d_model * self.d_key_value
-        feed_forward = (3 if self.is_gated else 2) * self.d_model * self.d_ff
-        matrices = self.layers * (attention + feed_forward) + self.vocabulary * self.d_model
-        return 2 * matrices + 4 * self.layers * sequence_tokens * self.d_model
+        attention, feed_forward, scores = self._layer_weights(sequence_tokens)
+        return 2 * (self.layers * (attention + feed_forward + scores) + self.vocabulary * self.d_model)
 
     def backward_flops_per_token(self, sequence_tokens: int) -> int:
         """Twice the forward pass: one product for the input's gradient, one for the weight's."""
         return 2 * self.forward_flops_per_token(sequence_tokens)
+
+    def _layer_weights(self, sequence_tokens: int) -> tuple[int, int, int]:
+        """Multiply-adds per token of one attention's matrices, of a feed-forward, and of scores with their weighted sum."""
+        attention = self.d_model * (sum(self.attention_widths) + self.d_model)
+        feed_forward = (3 if self.is_gated else 2) * self.d_model * self.d_ff
+        return attention, feed_forward, sequence_tokens * (self.attention_widths[0] + self.d_model)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderDecoderShape(TransformerShape):
+    """The same with an encoder before the decoder, whose `layers` also attend to what the encoder gives.
+
+    Source, target and output share one matrix (Vaswani et al. 2017, section 3.4); learned positions are two tables.
+    """
+
+    encoder_layers: int
+
+    def __post_init__(self) -> None:
+        # By name: a dataclass with slots is made twice, and super() would mean the first one.
+        TransformerShape.__post_init__(self)
+        if self.encoder_layers < 1:
+            raise ValueError(f"encoder_layers is {self.encoder_layers}; it must be at least 1")
+        if not self.tied:
+            raise ValueError("an encoder-decoder shares one matrix between source, target and output; tied must be true")
+
+    def encoder_block_parameters(self, tensor: int = 1) -> int:
+        """One encoder layer: attention, feed-forward and their two norms; of one of `tensor` ranks."""
+        return TransformerShape.block_parameters(self, tensor)
+
+    def block_parameters(self, tensor: int = 1) -> int:
+        """One decoder layer: self-attention, cross-attention, feed-forward and their three norms; of one of `tensor` ranks."""
+        return self.encoder_block_parameters(tensor) + self.attention_parameters(tensor) + self.norm_parameters()
+
+    def position_parameters(self) -> int:
+        """Learned positions of source and target; the other kinds have none."""
+        return 2 * TransformerShape.position_parameters(self)
+
+    def parameters(self) -> ParameterCount:
+        """Every trainable parameter of the model, by part."""
+        embedding = self.vocabulary * self.d_model
+        return ParameterCount(
+            token_embedding=embedding,
+            position_embedding=self.position_parameters(),
+            attention=(self.encoder_layers + 2 * self.layers) * self.attention_parameters(),
+            feed_forward=(self.encoder_layers + self.layers) * self.feed_forward_parameters(),
+            norms=(2 * self.encoder_layers + 3 * self.layers) * self.norm_parameters() + 2 * self.final_norm_parameters(),
+            head=0,
+        )
+
+    def largest_stage_parameters(self, pipeline: int, tensor: int = 1) -> int:
+        """An upper bound on the parameters of the fullest rank; exact on one stage.  Raises ValueError as the decoder's does."""
+        layers = self.layers + self.encoder_layers
+        blocks = self._checked_blocks(pipeline, tensor, layers)
+        embedding = -(-self.vocabulary // tensor) * self.d_model
+        others = self.position_parameters() + 2 * self.final_norm_parameters()
+        if pipeline == 1:
+            encoder = self.encoder_layers * (self.encoder_block_parameters(tensor) - self.block_parameters(tensor))
+            return blocks + encoder + others + embedding
+        return blocks + others + embedding
+
+    def forward_flops_per_token(self, sequence_tokens: int) -> int:
+        """Per token of source and target together, each of `sequence_tokens`; counted as the decoder's."""
+        attention, feed_forward, scores = self._layer_weights(sequence_tokens)
+        encoder = self.encoder_layers * (attention + feed_forward + scores)
+        decoder = self.layers * (2 * attention + feed_forward + 2 * scores) + self.vocabulary * self.d_model
+        return encoder + decoder
 
 
 FAMILY_OPTIONS: Final[Mapping[Family, Mapping[str, Any]]] = MappingProxyType(
@@ -259,6 +338,7 @@ FAMILY_OPTIONS: Final[Mapping[Family, Mapping[str, Any]]] = MappingProxyType(
             "norm_place": NormPlace.POST,
             "position": Position.SINUSOIDAL,
             "activation": Activation.RELU,
+            "attention_biases": False,
             "scaled_embedding": True,
         },
     }
@@ -270,6 +350,9 @@ def shape_of_family(family: Family, numbers: Mapping[str, int], options: Mapping
     """A shape of that family; an option that is None is the family's.  Raises ValueError for numbers that do not fit."""
     given = {name: value for name, value in options.items() if value is not None}
     fields: dict[str, Any] = {**FAMILY_OPTIONS[family], **given, **numbers}
+    if fields.get("encoder_layers"):
+        return EncoderDecoderShape(**fields)
+    fields.pop("encoder_layers", None)
     return TransformerShape(**fields)
 
 
@@ -322,6 +405,11 @@ def _llama(layers: int, d_model: int, heads: int, d_ff: int) -> TransformerShape
     return shape_of_family(Family.LLAMA, {**numbers, "vocabulary": 128_256, "positions": 8192}, {})
 
 
+def _vaswani(d_model: int, heads: int) -> TransformerShape:
+    numbers = {"layers": 6, "encoder_layers": 6, "d_model": d_model, "heads": heads, "d_ff": 4 * d_model}
+    return shape_of_family(Family.VASWANI, {**numbers, "vocabulary": 37_000, "positions": 512}, {})
+
+
 PRESETS: Final = {
     "gpt2-125m": _gpt(12, 768, 12),
     "gpt2-355m": _gpt(24, 1024, 16),
@@ -331,5 +419,10 @@ PRESETS: Final = {
     "llama-8b": _llama(32, 4096, 32, 14_336),
     "llama-70b": _llama(80, 8192, 64, 28_672),
     "llama-405b": _llama(126, 16_384, 128, 53_248),
+    "transformer-base": _vaswani(512, 8),
+    "transformer-big": _vaswani(1024, 16),
 }
-"""Published shapes by name: GPT-2 (Radford et al. 2019), GPT-3 (arXiv 2005.14165), Llama 3 (arXiv 2407.21783)."""
+"""Published shapes by name: GPT-2 (Radford et al. 2019), GPT-3 (arXiv 2005.14165), Llama 3 (arXiv 2407.21783).
+
+Vaswani et al. 2017, table 3, gives 65 M for base and 213 M for big; with 37,000 tokens the matrices it describes come to
+63.0 M and 214.2 M (its tables are rounded, and the vocabulary is `about` 37,000)."""

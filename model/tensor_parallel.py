@@ -175,7 +175,7 @@ class _SumOverRanks(torch.autograd.Function):
 
 
 class CrossEntropy(nn.Module):
-    """Mean cross-entropy in nat per token, in fp32 whatever the precision, over logits split by vocabulary.
+    """Cross-entropy in nat per token, in fp32 whatever the precision, over logits split by vocabulary.
 
     While training, the target is (1 - smoothing)·one-hot + smoothing/V (label smoothing, Szegedy et al. 2016; Vaswani et
     al. 2017, section 5.4); an evaluation measures the plain loss.
@@ -186,11 +186,15 @@ class CrossEntropy(nn.Module):
         self.vocabulary, self.smoothing, self.group = vocabulary, smoothing, group
 
     def forward(self, logits_BTW: Tensor, targets_BT: Tensor) -> Tensor:
-        """This rank's logits (B, T, W) and target ids (B, T) -> a scalar, the same on every rank."""
+        """This rank's logits (B, T, W) and target ids (B, T) -> their mean, a scalar, the same on every rank."""
+        return self.of_tokens(logits_BTW, targets_BT).mean()
+
+    def of_tokens(self, logits_BTW: Tensor, targets_BT: Tensor) -> Tensor:
+        """The same by token: (B·T,)."""
         smoothing = self.smoothing if self.training else 0.0
         logits_NW, targets_N = logits_BTW.flatten(0, -2), targets_BT.flatten()
         if self.group.size == 1:
-            return functional.cross_entropy(logits_NW.float(), targets_N, label_smoothing=smoothing)
+            return functional.cross_entropy(logits_NW.float(), targets_N, label_smoothing=smoothing, reduction="none")
         first = -(-self.vocabulary // self.group.size) * self.group.rank
         return _SplitCrossEntropy.apply(logits_NW, targets_N - first, self.vocabulary, smoothing, self.group)
 
@@ -214,7 +218,7 @@ class _SplitCrossEntropy(torch.autograd.Function):
         expected_N = (1.0 - smoothing) * target_N + smoothing / vocabulary * total_N
         context.save_for_backward(exponents_NW.div_(normaliser_N.unsqueeze(1)), here_N, elsewhere_N)
         context.target_share, context.every_share = 1.0 - smoothing, smoothing / vocabulary
-        return (normaliser_N.log() - expected_N).mean()
+        return normaliser_N.log() - expected_N
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> Any:
@@ -222,4 +226,4 @@ class _SplitCrossEntropy(torch.autograd.Function):
         gradient_NW = probabilities_NW - context.every_share
         wanted_N1 = (~elsewhere_N).to(gradient_NW.dtype).mul_(context.target_share).unsqueeze(1)
         gradient_NW.scatter_add_(1, here_N.unsqueeze(1), -wanted_N1)
-        return gradient_NW * (gradients[0] / len(here_N)), None, None, None, None
+        return gradient_NW * gradients[0].unsqueeze(1), None, None, None, None

@@ -15,7 +15,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from model.contract import ContractError, ExitCode, RunSpec
 from model.guard import Guard
@@ -25,8 +25,7 @@ from model.resumption import CheckpointError, Resumption
 
 if TYPE_CHECKING:
     from model.checkpoint import Checkpoints, Saved
-    from model.corpus import Corpus
-    from model.data import Batches
+    from model.corpora import AnyBatches, AnyCorpus
     from model.engine import Engine, StepResult
 
 COLLECTIVE_TIMEOUT_S = 1800.0
@@ -70,12 +69,13 @@ class StopRequest:
 def _run(spec: RunSpec, ranks: RankEnvironment, report: Reporter, stop: StopRequest) -> ExitCode:
     """Everything from the data to the end, with the errors an operator can act on told apart."""
     # numpy, torch and deepspeed take seconds to import, which a bad RUN.json should not cost.
-    from model.corpus import DataError, prepare_corpus
+    from model.corpora import prepare
+    from model.corpus import DataError
 
     try:
         if ranks.rank == 0:
             report.beat("data")
-            prepare_corpus(spec)
+            prepare(spec)
         from model.checkpoint import Checkpoints
         from model.engine import build_engine
         from model.engine_ranks import PeerLost, as_peer_lost, join_ranks, leave_ranks
@@ -108,16 +108,16 @@ def _run(spec: RunSpec, ranks: RankEnvironment, report: Reporter, stop: StopRequ
 def train(
     spec: RunSpec,
     engine: Engine,
-    corpus: Corpus,
+    corpus: AnyCorpus,
     checkpoints: Checkpoints,
     resumption: Resumption,
     report: Reporter,
     stop: StopRequest,
 ) -> ExitCode:
     """The loop.  Collective; every rank returns the same."""
-    from model.data import Batches  # late: numpy and tokenizers
+    from model.corpora import batches_of  # late: numpy and tokenizers
 
-    batches = Batches(corpus, spec, engine.replica)
+    batches = batches_of(corpus, spec, engine.replica)
     guard = Guard(spec.guard)
     _start(spec, engine, guard, corpus, resumption, report)
     heldout: float | None = None
@@ -147,7 +147,8 @@ def train(
         stopping = engine.any_rank(stop.requested)
         if stopping or last or _due(step, spec.checkpoint.every_steps):
             is_awaited = stopping or last or not spec.checkpoint.background
-            _save(engine, checkpoints, guard, step, report, is_awaited)
+            notes = {"guard": guard.to_json(), "text": corpus.notes()}
+            _save(engine, checkpoints, notes, step, report, is_awaited)
         if stopping and not last:
             report.event("stopped", because="SIGTERM", steps_left=spec.steps - step)
             return ExitCode.DONE
@@ -156,7 +157,7 @@ def train(
     return ExitCode.DONE
 
 
-def _start(spec: RunSpec, engine: Engine, guard: Guard, corpus: Corpus, resumption: Resumption, report: Reporter) -> None:
+def _start(spec: RunSpec, engine: Engine, guard: Guard, corpus: AnyCorpus, resumption: Resumption, report: Reporter) -> None:
     """Loads the checkpoint, if there is one, and tells what this attempt begins with."""
     furthest = furthest_step(spec)
     if resumption.choice is not None:
@@ -184,7 +185,7 @@ def _start(spec: RunSpec, engine: Engine, guard: Guard, corpus: Corpus, resumpti
     )
 
 
-def _evaluate(engine: Engine, batches: Batches, corpus: Corpus, report: Reporter) -> float:
+def _evaluate(engine: Engine, batches: AnyBatches, corpus: AnyCorpus, report: Reporter) -> float:
     report.beat("evaluate")
     with report.phase("evaluate"):
         loss = engine.evaluate(batches.heldout())
@@ -200,10 +201,10 @@ def _tell_trouble(result: StepResult, report: Reporter) -> None:
     report.event(verdict.trouble, action=done, because=verdict.because, **numbers)
 
 
-def _save(engine: Engine, checkpoints: Checkpoints, guard: Guard, step: int, report: Reporter, is_awaited: bool) -> None:
+def _save(engine: Engine, checkpoints: Checkpoints, notes: dict[str, Any], step: int, report: Reporter, is_awaited: bool) -> None:
     report.beat("checkpoint")
     with report.phase("checkpoint"):
-        _tell_saved(checkpoints.begin(engine, step, {"guard": guard.to_json()}), report)
+        _tell_saved(checkpoints.begin(engine, step, notes), report)
         if is_awaited:
             _tell_saved(checkpoints.finish(), report)
 
@@ -213,26 +214,27 @@ def _tell_saved(saved: Saved | None, report: Reporter) -> None:
         report.event_at(saved.step, "checkpoint", size_bytes=saved.size_bytes, save_s=saved.save_s, held_s=saved.held_s)
 
 
-def _yardsticks(corpus: Corpus) -> dict[str, float]:
+def _yardsticks(corpus: AnyCorpus) -> dict[str, float]:
     """What knowing the frequencies of tokens and nothing else would reach, in nat/token."""
     facts = corpus.facts
     return {"unigram_entropy_nats": facts.unigram_entropy_nats, "unigram_heldout_nats": facts.unigram_heldout_nats}
 
 
-def _same_corpus(spec: RunSpec, rank: int) -> Corpus:
+def _same_corpus(spec: RunSpec, rank: int) -> AnyCorpus:
     """The prepared corpus, after every rank has found the same one.
 
     Rank 0 has made it before it met the others; a rank that does not see rank 0's disk makes its own here.
     """
     # late: numpy, tokenizers, torch and deepspeed
-    from model.corpus import DataError, is_prepared, open_corpus, prepare_corpus, prepared_folder
+    from model.corpora import folder_of, open_or_prepare
+    from model.corpus import DataError
     from model.engine_ranks import from_every_rank, from_rank_zero
 
-    found: Corpus | DataError
+    found: AnyCorpus | DataError
     try:
         # Named by rank 0, for a rank on another machine may see the tokens and not the text.
-        folder = from_rank_zero(prepared_folder(spec) if rank == 0 else None)
-        found = open_corpus(folder) if is_prepared(folder) else prepare_corpus(spec)
+        folder = from_rank_zero(folder_of(spec) if rank == 0 else None)
+        found = open_or_prepare(spec, folder)
         words = found.facts.digest
     except DataError as error:
         found = error

@@ -11,7 +11,7 @@ Equations are from Vaswani et al. 2017 (arXiv 1706.03762) unless a docstring nam
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -53,6 +53,10 @@ class Recipe:
         return self.deviation / math.sqrt(2 * self.shape.layers) if pre else self.deviation
 
 
+Call = Callable[[nn.Module, Any], Any]
+"""Runs a layer on what the layer before gave."""
+
+
 @dataclass(frozen=True)
 class LayerPlan:
     """One entry of the layer list: what to build, and how to call it."""
@@ -61,7 +65,7 @@ class LayerPlan:
     arguments: tuple[Any, ...] = ()
     tied_key: str | None = None
     """Plans with the same key share one module, the one the first of them built."""
-    call: Callable[[nn.Module, Tensor], Tensor] | None = None
+    call: Call | None = None
     """How to call the module; None calls it with the input alone."""
 
 
@@ -81,21 +85,32 @@ def layer_plans(recipe: Recipe) -> list[LayerPlan]:
     return [first, LayerPlan(Positions, (recipe,)), *blocks, *last_norm, last]
 
 
-class Transformer(nn.Module):
-    """The whole model on one rank (or on each of its tensor ranks), with the parameter names of the pipeline."""
+class LayerStack(nn.Module):
+    """All layers of a list on one rank (or on each of its tensor ranks), with the parameter names of the pipeline."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, plans: list[LayerPlan]) -> None:
         super().__init__()
         self.recipe = recipe
         self.tied_modules = nn.ModuleDict()
-        self._calls: list[tuple[str, Callable[[nn.Module, Tensor], Tensor] | None]] = []
-        for index, plan in enumerate(layer_plans(recipe)):
+        self._calls: list[tuple[str, Call | None]] = []
+        for index, plan in enumerate(plans):
             name = str(index) if plan.tied_key is None else f"tied_modules.{plan.tied_key}"
             if plan.tied_key is None:
                 self.add_module(name, plan.module(*plan.arguments))
             elif plan.tied_key not in self.tied_modules:
                 self.tied_modules[plan.tied_key] = plan.module(*plan.arguments)
             self._calls.append((name, plan.call))
+
+    def layers(self) -> Iterator[tuple[nn.Module, Call | None]]:
+        """Each entry of the list: the module, and how to call it."""
+        return ((self.get_submodule(name), call) for name, call in self._calls)
+
+
+class Transformer(LayerStack):
+    """The decoder-only model whole."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe, layer_plans(recipe))
         self.loss = next_token_loss(recipe)
 
     def logits(self, tokens_BT: Tensor, cache: KeyValueCache | None = None, *, last_only: bool = False) -> Tensor:
@@ -104,11 +119,12 @@ class Transformer(nn.Module):
         With a cache, the tokens follow those that it holds.
         """
         hidden = tokens_BT
-        for index, (name, call) in enumerate(self._calls):
-            module = self.get_submodule(name)
+        for index, (module, call) in enumerate(self.layers()):
             if last_only and index == len(self._calls) - 1:
                 hidden = hidden[:, -1:]
-            if cache is not None and isinstance(module, Positions | Block):
+            if cache is not None and isinstance(module, Positions):
+                hidden = module(hidden, cache.tokens)
+            elif cache is not None and isinstance(module, Block):
                 hidden = module(hidden, cache)
             else:
                 hidden = call(module, hidden) if call else module(hidden)
@@ -152,17 +168,18 @@ class Head(Embedding):
 class Positions(nn.Module):
     """Embedding (times √D where scaled) plus position, then dropout: (B, T, D) -> (B, T, D).  Rotary ones add nothing."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, name: str = "positions") -> None:
         super().__init__()
         shape = recipe.shape
         self.kind, self.positions = shape.position, shape.positions
         self.factor = math.sqrt(shape.d_model) if shape.scaled_embedding else 1.0
         if self.kind is Position.LEARNED:
-            self.weight = nn.Parameter(normal((shape.positions, shape.d_model), recipe.seed, "positions", 0.02))
-        self.dropout = Dropout(recipe.dropout, "positions", recipe.clock)
+            self.weight = nn.Parameter(normal((shape.positions, shape.d_model), recipe.seed, name, 0.02))
+        self.dropout = Dropout(recipe.dropout, name, recipe.clock)
 
-    def forward(self, hidden_BTD: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        first, tokens, width = cache.tokens if cache else 0, hidden_BTD.size(1), hidden_BTD.size(2)
+    def forward(self, hidden_BTD: Tensor, first: int = 0) -> Tensor:
+        """`first` is the position of the first of the tokens."""
+        tokens, width = hidden_BTD.size(1), hidden_BTD.size(2)
         if self.factor != 1.0:
             hidden_BTD = hidden_BTD * self.factor
         if self.kind is Position.LEARNED:
@@ -189,7 +206,7 @@ class Block(nn.Module):
         self.index, self.place = index, recipe.shape.norm_place
         self.recompute, self.clock = recipe.recompute, recipe.clock
         self.attention_norm = norm(recipe.shape)
-        self.attention = CausalSelfAttention(recipe, f"block.{index}.attention")
+        self.attention = SelfAttention(recipe, f"block.{index}.attention")
         self.attention_dropout = Dropout(recipe.dropout, f"block.{index}.attention", recipe.clock)
         self.feed_forward_norm = norm(recipe.shape)
         self.feed_forward = FeedForward(recipe, f"block.{index}.feed_forward")
@@ -233,8 +250,8 @@ def norm_numbers(shape: TransformerShape) -> tuple[int, float]:
     return shape.d_model, shape.norm_eps
 
 
-class CausalSelfAttention(nn.Module):
-    """Concat(head_1 … head_H)·W_O with head = softmax(QKᵀ/√K)·V, each token seeing itself and those before.
+class SelfAttention(nn.Module):
+    """Concat(head_1 … head_H)·W_O with head = softmax(QKᵀ/√K)·V, each token seeing itself and those before, or what it is told.
 
     With fewer key/value heads than heads, neighbouring heads share one (Ainslie et al. 2023, grouped-query attention).
     """
@@ -242,40 +259,53 @@ class CausalSelfAttention(nn.Module):
     def __init__(self, recipe: Recipe, name: str) -> None:
         super().__init__()
         shape, group = recipe.shape, recipe.group
-        self.width, self.kv_width = shape.d_model // group.size, shape.d_key_value // group.size
-        self.d_head, self.positions = shape.d_head, shape.positions
+        self.widths = [width // group.size for width in shape.attention_widths]
+        self.d_key, self.d_head, self.positions = shape.d_query_key, shape.d_head, shape.positions
         self.rotary_base = shape.rotary_base if shape.position is Position.ROTARY else None
-        common: dict[str, Any] = {"bias": shape.biases, "seed": recipe.seed, "group": group}
-        outputs = (shape.d_model, shape.d_key_value, shape.d_key_value)
-        self.qkv = ColumnLinear(shape.d_model, outputs, name=f"{name}.qkv", deviation=recipe.deviation, **common)
+        common: dict[str, Any] = {"bias": shape.biases and shape.attention_biases, "seed": recipe.seed, "group": group}
+        widths = shape.attention_widths
+        self.qkv = ColumnLinear(shape.d_model, widths, name=f"{name}.qkv", deviation=recipe.deviation, **common)
         self.output = RowLinear(
             shape.d_model, shape.d_model, name=f"{name}.output", deviation=recipe.residual_deviation, **common
         )
 
-    def forward(self, hidden_BTD: Tensor, cache: LayerCache | None = None) -> Tensor:
-        q_BHTK, k_BGTK, v_BGTK = (
-            part.unflatten(-1, (-1, self.d_head)).transpose(1, 2)
-            for part in self.qkv(hidden_BTD).split((self.width, self.kv_width, self.kv_width), dim=-1)
-        )
-        if self.rotary_base is not None:
-            here = slice(cache.tokens if cache else 0, None)
-            tables = rotations(self.positions, self.d_head, self.rotary_base, q_BHTK.device)
-            cos_TK, sin_TK = (table_PK[here][: q_BHTK.size(2)] for table_PK in tables)
-            q_BHTK, k_BGTK = rotate(q_BHTK, cos_TK, sin_TK), rotate(k_BGTK, cos_TK, sin_TK)
+    def forward(self, hidden_BTD: Tensor, cache: LayerCache | None = None, visible_B1TS: Tensor | None = None) -> Tensor:
+        """`visible` says which of the S tokens each of the T may see; None: itself and those before."""
+        q_BHTK, k_BGTK, v_BGTK = self.queries_keys_values(hidden_BTD, cache)
         if cache is not None:
             k_BGTK, v_BGTK = cache.append(k_BGTK, v_BGTK)
-        return self.output(attend(q_BHTK, k_BGTK, v_BGTK).transpose(1, 2).flatten(2))
+        return self.output(attend(q_BHTK, k_BGTK, v_BGTK, visible_B1TS).transpose(1, 2).flatten(2))
+
+    def queries_keys_values(self, hidden_BTD: Tensor, cache: LayerCache | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Of T tokens that follow those in the cache, by head; rotary positions are in them."""
+        q_BTE, k_BTE, v_BTE = self.qkv(hidden_BTD).split(self.widths, dim=-1)
+        q_BHTK, k_BGTK, v_BGTK = heads(q_BTE, self.d_key), heads(k_BTE, self.d_key), heads(v_BTE, self.d_head)
+        if self.rotary_base is not None:
+            here = slice(cache.tokens if cache else 0, None)
+            tables = rotations(self.positions, self.d_key, self.rotary_base, q_BHTK.device)
+            cos_TK, sin_TK = (table_PK[here][: q_BHTK.size(2)] for table_PK in tables)
+            q_BHTK, k_BGTK = rotate(q_BHTK, cos_TK, sin_TK), rotate(k_BGTK, cos_TK, sin_TK)
+        return q_BHTK, k_BGTK, v_BGTK
 
 
-def attend(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor) -> Tensor:
-    """softmax(QKᵀ/√K)·V (equation 1), the T queries being the last of the S tokens: (B, H, T, K).  By torch's SDPA."""
+def heads(hidden_BTE: Tensor, d_head: int) -> Tensor:
+    """(B, T, heads · K) -> (B, heads, T, K)."""
+    return hidden_BTE.unflatten(-1, (-1, d_head)).transpose(1, 2)
+
+
+def attend(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, visible_B1TS: Tensor | None = None) -> Tensor:
+    """softmax(QKᵀ/√K)·V (equation 1): (B, H, T, K).  By torch's SDPA.
+
+    A query sees what `visible` says; without it, the T queries are the last of the S tokens and see those before.
+    """
     tokens, seen = q_BHTK.size(2), k_BGSK.size(2)
+    causal = visible_B1TS is None and tokens == seen and tokens > 1
+    if visible_B1TS is None and 1 < tokens < seen:
+        visible_B1TS = torch.ones(tokens, seen, dtype=torch.bool, device=q_BHTK.device).tril(seen - tokens)
     shared = q_BHTK.size(1) != k_BGSK.size(1)
-    mask_TS = None
-    if 1 < tokens < seen:
-        mask_TS = torch.ones(tokens, seen, dtype=torch.bool, device=q_BHTK.device).tril(seen - tokens)
-    causal = tokens == seen and tokens > 1
-    return functional.scaled_dot_product_attention(q_BHTK, k_BGSK, v_BGSK, attn_mask=mask_TS, is_causal=causal, enable_gqa=shared)
+    return functional.scaled_dot_product_attention(
+        q_BHTK, k_BGSK, v_BGSK, attn_mask=visible_B1TS, is_causal=causal, enable_gqa=shared
+    )
 
 
 @lru_cache(maxsize=8)

@@ -60,8 +60,10 @@ def open_weights(path: Path) -> Weights:
 
 
 def load_model(path: Path) -> Transformer:
-    """The model of a checkpoint with its weights, in fp32 on the CPU, ready to evaluate.  Raises CheckpointError."""
+    """The decoder-only model of a checkpoint with its weights, in fp32 on the CPU, ready to evaluate.  Raises CheckpointError."""
     weights = open_weights(path)
+    if weights.model.encoder_layers:
+        raise CheckpointError(f"{weights.folder} holds an encoder-decoder, which does not continue a text; use model.translate")
     model = Transformer(Recipe(weights.model.shape(), seed=0))
     try:
         model.load_state_dict(dict(weights), strict=True)
