@@ -33,7 +33,8 @@ class Action(StrEnum):
     BMC_TASK = "bmc.task"
     """args -> task. facts <- task, state, status, percent, messages; a vanished task has state "Vanished"."""
     BMC_TASKS = "bmc.tasks"
-    """List the update tasks the BMC still remembers. facts <- tasks: [{"task", "name", "state", "percent"}], newest last."""
+    """List the update tasks the BMC still remembers. facts <- tasks: [{"task", "name", "state", "percent"}], newest last;
+    listed (false where the BMC lists no tasks at all, so that an empty list says nothing)."""
     BMC_LOCATE = "bmc.locate"
     """args -> lit (bool). facts <- lit."""
     BMC_EVENTS = "bmc.events"

@@ -171,9 +171,10 @@ class RedfishBmc:
         return look_at_task(self._session, uri)
 
     def tasks(self) -> Mapping[str, Any]:
-        """Every task the BMC still remembers, newest last."""
+        """Every task the BMC still remembers, newest last; `listed` is false where it lists none to anybody."""
         self._enter()
-        return {"tasks": list_tasks(self._session)}
+        tasks = list_tasks(self._session)
+        return {"tasks": tasks or [], "listed": tasks is not None}
 
     def locate(self, lit: bool) -> Mapping[str, Any]:
         """Switch the lamp that shows a technician the machine."""

@@ -76,10 +76,13 @@ def look_at_task(session: RedfishSession, uri: str) -> dict[str, Any]:
     }
 
 
-def list_tasks(session: RedfishSession) -> list[dict[str, Any]]:
-    """task, name, state, percent of every task the BMC still remembers, newest last; none where it has no TaskService."""
+def list_tasks(session: RedfishSession) -> list[dict[str, Any]] | None:
+    """task, name, state, percent of every task the BMC still remembers, newest last; None where it has no TaskService."""
+    uris = _task_uris(session)
+    if uris is None:
+        return None
     tasks = []
-    for uri in sorted(_task_uris(session) or (), key=_age):
+    for uri in sorted(uris, key=_age):
         answer = session.find(uri)
         if answer is None:
             continue  # it vanished between the list and the look, as tasks do

@@ -119,6 +119,8 @@ def _lost_answer(context: Context) -> Decision | None:
     if not done and context.now_s < lost.at_s + rule.within_s:
         return context.look_again(rule.look, f"the answer to {lost.action} was lost; it may still take effect")
     verb = "it had taken effect" if done else "it had not taken effect"
+    if facts.get("is_assumed"):
+        verb = "nothing tells whether it had taken effect; it is not repeated"
     return Settle(context.node.name, done, f"looked after the lost answer to {lost.action}: {verb}", facts)
 
 

@@ -57,7 +57,12 @@ def _boot_once(lost: OpenOperation, seen: Mapping[str, Any]) -> Verdict:
 
 
 def _update(lost: OpenOperation, seen: Mapping[str, Any]) -> Verdict:
-    """A task that was not listed before the POST is our lost one, whether it still runs or has finished."""
+    """A task that was not listed before the POST is our lost one, whether it still runs or has finished.
+
+    A BMC that lists no tasks to anybody cannot say no: the update counts as begun, and the version that is read back decides.
+    """
+    if not seen.get("listed", True):
+        return True, {"task": "", "is_assumed": True}
     known = set(lost.args.get("tasks_before", ()))
     ours = [task for task in seen["tasks"] if task["task"] not in known]
     return bool(ours), {"task": ours[-1]["task"]} if ours else {}

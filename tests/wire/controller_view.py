@@ -30,6 +30,7 @@ STAGES: Mapping[Action, tuple[NodeState, Mapping[Action, Mapping[str, Any]]]] = 
     Action.BMC_BOOT_ONCE: (S.CREDENTIALED, {Action.BMC_OBSERVE: {"power": "Off"}, Action.IMAGE_REPORT: {"installed": False}}),
     Action.BMC_FIRMWARE: (S.CONFIGURED, {}),
     Action.BMC_UPDATE: (S.CONFIGURED, {Action.BMC_FIRMWARE: INVENTORY, Action.BMC_TASKS: {"tasks": []}}),
+    Action.BMC_TASKS: (S.CONFIGURED, {}),
     Action.BMC_TASK: (S.CONFIGURED, {Action.BMC_FIRMWARE: INVENTORY, Action.BMC_UPDATE: UPDATE}),
     Action.BMC_EVENTS: (S.CREDENTIALED, {}),
     Action.SSH_IDENTIFY: (S.IMAGED, {Action.IMAGE_REPORT: {"wanted_digest": DIGEST}}),

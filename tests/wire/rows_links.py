@@ -107,6 +107,33 @@ LINKS_AND_NONSENSE: tuple[Fault, ...] = (
         because="named no task",
     ),
     Fault(
+        "F65",
+        "an update's answer lost, and no list of tasks",
+        "reset after the POST; TaskService 404",
+        UPDATE,
+        answers(lambda: {("POST", FLASH): Reply(reset=True), ("GET", "/redfish/v1/TaskService"): Reply(404, {})}, NIC),
+        Status.UNKNOWN,
+        "no answer to POST",
+        then=Then.LOOK,
+        because="bmc.update was lost",
+    ),
+    Fault(
+        "F65",
+        "a BMC that lists no tasks",
+        "TaskService 404",
+        Action.BMC_TASKS,
+        answers(lambda: {("GET", "/redfish/v1/TaskService"): Reply(404, {})}),
+        shows=lambda facts: facts == {"tasks": [], "listed": False},
+        answered="an empty list that says nothing",
+        knows={
+            Action.BMC_FIRMWARE: {
+                "components": [{"id": "NIC1", "version": "28.36.1010", "updateable": True}, {"id": "BMC", "version": "7.10"}]
+            }
+        },
+        then=Then.GO_ON,
+        because="approved is 28.39.1002",
+    ),
+    Fault(
         "F66",
         "a link to another host",
         "@odata.id of another host",
