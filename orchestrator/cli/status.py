@@ -11,6 +11,8 @@ from orchestrator.cli.nodes import chosen
 from orchestrator.cli.output import age, print_json, print_table
 from orchestrator.domain.node import NodeRecord
 from orchestrator.execution.views import Views
+from orchestrator.planning.power_caps import PowerCap
+from orchestrator.planning.site import Site
 
 
 @click.command()
@@ -35,6 +37,10 @@ def status(nodes: str, as_json: bool, listeners: bool) -> None:
             print_table((title, "state", "since", "because"), rows, colour_column=1)
             click.echo()
             click.echo(", ".join(f"{count} {state}" for state, count in told[counts].items()))
+    capped = [row["power_cap_w"] for row in told["nodes"] if "power_cap_w" in row]
+    if capped:
+        lowest = f"{min(capped) / 1000:.2f} kW"
+        click.echo(f"{len(capped)} nodes have a power cap of {lowest} or more: any one feed may be lost (on_feed_loss: throttle)")
     lease = views.lease()
     holder = (
         f"a controller decides (epoch {lease.epoch})"
@@ -47,16 +53,18 @@ def status(nodes: str, as_json: bool, listeners: bool) -> None:
 def as_json_status(views: Views, names: list[str]) -> dict[str, Any]:
     """What `--json` prints: `since` in seconds since the epoch. Equipment is listed and counted apart."""
     records = [views.state.nodes[name] for name in names]
+    caps = Site.of(views.state.spec).power_caps if views.state.spec is not None else {}
     told: dict[str, Any] = {}
     for key, counts, is_equipment in (("nodes", "counts", False), ("equipment", "equipment_counts", True)):
         chosen_ones = [record for record in records if record.is_equipment is is_equipment]
-        told[key] = [_row(record) for record in chosen_ones]
+        told[key] = [_row(record, caps.get(record.name)) for record in chosen_ones]
         told[counts] = dict(sorted(Counter(str(record.state) for record in chosen_ones).items()))
     return told
 
 
-def _row(record: NodeRecord) -> dict[str, Any]:
+def _row(record: NodeRecord, cap: PowerCap | None) -> dict[str, Any]:
     row = {"name": record.name, "state": str(record.state), "since": record.since_s, "because": record.because}
+    row |= {"power_cap_w": round(cap.node_w), "gpu_power_cap_w": cap.gpu_w and round(cap.gpu_w)} if cap is not None else {}
     return {**row, "kind": record.kind} if record.is_equipment else row
 
 

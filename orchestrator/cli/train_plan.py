@@ -11,11 +11,13 @@ from orchestrator.cli.output import print_json, print_table
 from orchestrator.domain.errors import BadInput
 from orchestrator.domain.layout import Fits, Prediction
 from orchestrator.domain.run_row import RunMeasured, RunRow
+from orchestrator.domain.spec import ClusterSpec
 from orchestrator.planning.parallel.calibration import SKIPPED_STEPS, calibrate, calibrated
 from orchestrator.planning.parallel.cluster import GpuCluster, PlanJob, cluster_by_hand, cluster_of, plan_job_of, shape_of
 from orchestrator.planning.parallel.planner import Plan, other_fleets, plan
 from orchestrator.planning.parallel.rows import inputs_of_job
 from orchestrator.planning.parallel.validation import FITTED, Tables
+from orchestrator.planning.power_caps import caps_of
 
 CAP_SHARES = (0.9, 0.8, 0.7, 0.6)
 """Power caps that `--objective energy` tries, as shares of the GPU's rating."""
@@ -33,7 +35,11 @@ CAP_SHARES = (0.9, 0.8, 0.7, 0.6)
     "--framework", default="rackray", show_default=True, help="Whose layouts: rackray, megatron-core, nemo, torchtitan, ..."
 )
 @click.option("--precision", help="bf16, fp16, fp32, fp8 or fp4. Left out: the job's.")
-@click.option("--power-cap", type=click.FloatRange(min=50), help="Watts per GPU.")
+@click.option(
+    "--power-cap",
+    type=click.FloatRange(min=50),
+    help="Watts per GPU. Left out: what the spec's power tree allows.",
+)
 @click.option("--failures", type=click.FloatRange(min=0), help="Failures per node and day. Left out: those of Llama 3's fleet.")
 @click.option("--restart-min", type=click.FloatRange(min=0), help="Minutes from a failure to training again. Left out: 10.")
 @click.option(
@@ -112,7 +118,9 @@ def _cluster(job_nodes: int, options: dict[str, Any]) -> GpuCluster:
     if options["gpu"]:
         cluster = cluster_by_hand(options["gpu"], nodes, options["gpus_per_node"], network)
     elif options["spec"]:
-        cluster = cluster_of(wiring.load_spec(options["spec"]).spec, nodes, network)
+        spec = wiring.load_spec(options["spec"]).spec
+        cluster = cluster_of(spec, nodes, network)
+        cluster = cluster if options["power_cap"] else _capped_by_spec(cluster, spec)
     else:
         raise BadInput("for which cluster?", "say --spec SPEC, or --gpu with --gpus-per-node and --nodes")
     said = {
@@ -122,6 +130,16 @@ def _cluster(job_nodes: int, options: dict[str, Any]) -> GpuCluster:
         "storage_gb_s_per_node": options["storage_gb_s"],
     }
     return replace(cluster, **{name: value for name, value in said.items() if value is not None})
+
+
+def _capped_by_spec(cluster: GpuCluster, spec: ClusterSpec) -> GpuCluster:
+    """The cluster under the lowest power cap that the spec's power tree puts on its GPUs; --power-cap goes before it."""
+    caps = [cap for cap in caps_of(spec).values() if cap.gpu_w is not None]
+    if not caps:
+        return cluster
+    lowest = min(caps, key=lambda cap: cap.gpu_w or 0.0)
+    click.echo(f"power cap of the spec: {lowest}, so that any one feed may be lost (on_feed_loss: throttle)", err=True)
+    return replace(cluster, gpu_power_cap_w=lowest.gpu_w)
 
 
 def _best_plan(job: PlanJob, cluster: GpuCluster, objective: str, top: int, tables: Tables) -> Plan:

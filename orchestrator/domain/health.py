@@ -32,7 +32,7 @@ class HealthFinding:
         return f"{where}{self.says}; {self.way_out}"
 
 
-def sound_probe(model: str, count: int, *, remap_pending: Collection[int] = ()) -> dict[str, Any]:
+def sound_probe(model: str, count: int, *, remap_pending: Collection[int] = (), power_limit_w: float = 700.0) -> dict[str, Any]:
     """What `agent/probe.py` prints on a node of `count` sound GPUs; `remap_pending` names GPUs with a row remap pending.
 
     Serves plans (the world in which every step succeeds), simulated nodes, and tests.
@@ -43,12 +43,12 @@ def sound_probe(model: str, count: int, *, remap_pending: Collection[int] = ()) 
         "cuda": "13.0",
         "problem": "",
         "hung": "",
-        "gpus": [_sound_gpu(model, index, index in remap_pending) for index in range(count)],
+        "gpus": [_sound_gpu(model, index, index in remap_pending, power_limit_w) for index in range(count)],
         "seconds": 0.1,
     }
 
 
-def _sound_gpu(model: str, index: int, remap_pending: bool) -> dict[str, Any]:
+def _sound_gpu(model: str, index: int, remap_pending: bool, power_limit_w: float) -> dict[str, Any]:
     return {
         "index": index,
         "name": model,
@@ -60,7 +60,7 @@ def _sound_gpu(model: str, index: int, remap_pending: bool) -> dict[str, Any]:
         "memory_mib": 81559,
         "temperature_c": 31,
         "power_w": 71.4,
-        "power_limit_w": 700.0,
+        "power_limit_w": power_limit_w,
         "power_limit_default_w": 700.0,
         "ecc_mode": True,
         "ecc_uncorrected_volatile": 0,

@@ -224,6 +224,7 @@ class SimulatedNode:
         self.boot = 0
         self.is_up = False
         self.in_cell = False
+        self.gpu_limit_w = 700.0
 
     # What the board's power switch does (`lab.machine.Board`).
     def power_on(self, boot: BootSource) -> None:
@@ -359,10 +360,11 @@ class SimulatedNode:
         }
 
     def playbook(self, args: Mapping[str, Any]) -> Mapping[str, Any]:
+        self.gpu_limit_w = args.get("variables", {}).get("gpu_power_cap_w") or self.gpu_limit_w
         return {"ok": 12, "changed": 5, "skipped": [], "tasks": 12, "seconds": DURATION_S[Action.PLAYBOOK]}
 
     def probe(self, args: Mapping[str, Any]) -> Mapping[str, Any]:
-        return sound_probe(self.sku.gpus.model, self.sku.gpus.count, remap_pending=self.sick_gpus)
+        return sound_probe(self.sku.gpus.model, self.sku.gpus.count, remap_pending=self.sick_gpus, power_limit_w=self.gpu_limit_w)
 
     def compute(self, args: Mapping[str, Any]) -> Mapping[str, Any]:
         return {"device": "simulated", "gflops": 1000.0, "repeatable": True, "seconds": args["seconds"]}

@@ -35,6 +35,22 @@ class Check:
     way_out: str
 
 
+LIMIT_SLACK_W = 1.0
+"""Limits are set in whole watts."""
+
+
+def judge_power_limit(probe: Mapping[str, Any], cap_w: float | None) -> tuple[HealthFinding, ...]:
+    """GPUs that may draw more than the power tree allows after a loss; the playbook sets the limit, the probe reads it back."""
+    way_out = "nvidia-smi -pl sets it; rackray-gpu-power.service does so at every boot: see its log"
+    found = []
+    for gpu in _gpus(probe) if cap_w is not None else ():
+        limit_w = gpu.get("power_limit_w")
+        if isinstance(limit_w, int | float) and cap_w is not None and limit_w > cap_w + LIMIT_SLACK_W:
+            says = f"may draw {limit_w:.0f} W, the power cap is {cap_w:.0f} W"
+            found.append(HealthFinding("power-cap", Severity.FAILED, gpu.get("index"), says, way_out))
+    return tuple(found)
+
+
 def judge_probe(probe: Mapping[str, Any], sku: Sku, policy: HealthPolicy) -> tuple[HealthFinding, ...]:
     """What keeps the node out of service, in the order of the table; empty means that its GPUs are accepted."""
     return tuple(finding for finding in inspect_probe(probe, sku, policy) if finding.severity is Severity.FAILED)

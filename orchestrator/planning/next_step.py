@@ -15,7 +15,7 @@ from orchestrator.domain.operation import Action, Status
 from orchestrator.domain.plan import Decision, Hold, Move, Rest, Settle, Step
 from orchestrator.domain.spec import Machine, Rollout, Sku
 from orchestrator.planning.firmware import audit, to_update
-from orchestrator.planning.health import judge_probe
+from orchestrator.planning.health import judge_power_limit, judge_probe
 from orchestrator.planning.settle import settle_after
 from orchestrator.planning.site import Site
 
@@ -332,6 +332,9 @@ def _firmware_ok(context: Context) -> Decision:
     if probe is None or record.fact_at_s(Action.NODE_PROBE) <= newest_change_s:
         return context.step(Action.NODE_PROBE, "probe its GPUs")
     findings = judge_probe(probe, context.sku, context.site.spec.health)
+    if context.site.spec.lab is None:
+        # The lab's GPUs take no power limit, and its playbook says that it set none.
+        findings += judge_power_limit(probe, context.site.gpu_cap_w(context.node.name))
     if findings:
         return context.quarantine("; ".join(str(finding) for finding in findings))
     compute = record.fact(Action.NODE_COMPUTE)

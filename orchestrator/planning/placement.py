@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from orchestrator.domain.job import JobSpec
 from orchestrator.domain.node import NodeRecord, NodeState
 from orchestrator.domain.operation import Action
+from orchestrator.planning.health import LIMIT_SLACK_W
+from orchestrator.planning.power_caps import PowerCap
 from orchestrator.planning.site import Site
 
 
@@ -34,6 +36,10 @@ class PlaceableNode:
     """The run that holds it, when it is allocated."""
     because: str = ""
     """Why it is in its state."""
+    power_cap: PowerCap | None = None
+    """What it may draw, where losing a feed demands it."""
+    gpu_limit_w: float | None = None
+    """The highest power limit that one of its GPUs had when it was probed."""
 
     @property
     def place(self) -> tuple[str, str, str, list[tuple[int, int | str]]]:
@@ -95,7 +101,15 @@ def placeable(site: Site, record: NodeRecord) -> PlaceableNode:
         has_cuda=device.lower().startswith("cuda"),
         run=record.run,
         because=record.because,
+        power_cap=site.power_caps.get(record.name),
+        gpu_limit_w=_gpu_limit_w(record),
     )
+
+
+def _gpu_limit_w(record: NodeRecord) -> float | None:
+    gpus = (record.fact(Action.NODE_PROBE) or {}).get("gpus") or ()
+    limits = [float(gpu["power_limit_w"]) for gpu in gpus if isinstance(gpu.get("power_limit_w"), int | float)]
+    return max(limits, default=None)
 
 
 def _is_free(node: PlaceableNode, excluded: Mapping[str, str], held: Mapping[str, str], run: str) -> bool:
@@ -167,6 +181,26 @@ def _say(job: JobSpec, groups: Sequence[Sequence[PlaceableNode]], spares: Sequen
         said += f"; {straddling} pipeline replicas span two or more leaves, because no leaf had room for one whole"
     if job.spares:
         said += f"; {len(spares)} of {job.spares} spares" + (f": {', '.join(node.name for node in spares)}" if spares else "")
+    return said + _say_caps([node for group in groups for node in group])
+
+
+def _say_caps(nodes: Sequence[PlaceableNode]) -> str:
+    """The lowest power cap, and how many nodes' GPUs were last seen with a higher limit than it allows."""
+    caps = [node.power_cap for node in nodes if node.power_cap is not None]
+    if not caps:
+        return ""
+    said = f"; power cap {min(caps, key=lambda cap: cap.node_w)}, so that any one feed may be lost"
+    loose = [
+        node
+        for node in nodes
+        if node.power_cap is not None
+        and node.power_cap.gpu_w is not None
+        and node.gpu_limit_w is not None
+        and node.gpu_limit_w > node.power_cap.gpu_w + LIMIT_SLACK_W
+    ]
+    if loose:
+        highest_w = max(node.gpu_limit_w or 0.0 for node in loose)
+        said += f", but {len(loose)} of {len(nodes)} nodes let their GPUs draw {highest_w:.0f} W"
     return said
 
 

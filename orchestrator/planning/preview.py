@@ -94,7 +94,8 @@ def _success(step: Step, site: Site, world: dict[Action, Mapping[str, Any]]) -> 
     after = _after(step, site, world)
     world.update(after)
     if step.action is Action.NODE_PROBE:
-        return sound_probe(site.sku(name).gpus.model, site.sku(name).gpus.count)
+        limit_w = site.gpu_cap_w(name) or 700.0
+        return sound_probe(site.sku(name).gpus.model, site.sku(name).gpus.count, power_limit_w=limit_w)
     if step.action is Action.BMC_IDENTIFY:
         return {"serial": node.serial, "model": site.sku(name).model, "power": "Off", "account": "factory"}
     if step.action is Action.SSH_IDENTIFY:

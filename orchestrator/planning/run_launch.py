@@ -19,6 +19,7 @@ from orchestrator.domain.job import JobModel, JobSpec
 from orchestrator.domain.run import RunRecord
 from orchestrator.domain.spec import Runtime
 from orchestrator.planning.elastic import as_placed
+from orchestrator.planning.power_caps import PowerCap
 
 FIRST_PORT, PORTS = 20_000, 10_000
 """Rendezvous ports: above Ray's worker ports (10002-19999), below Linux's ephemeral ones (32768-60999)."""
@@ -106,8 +107,10 @@ def rank_argv(run: RunRecord, job: JobSpec, runtime: Runtime) -> list[str]:
     return list(job.command) if job.command else [runtime.python, "-m", "model.train", f"{run.directory}/RUN.json"]
 
 
-def rank_environment(run: RunRecord, rank: int, *, has_cuda: bool, interface: str) -> dict[str, str]:
-    """Rendezvous and placement of one rank, as torch.distributed's `env://` reads it."""
+def rank_environment(
+    run: RunRecord, rank: int, *, has_cuda: bool, interface: str, power_cap: PowerCap | None = None
+) -> dict[str, str]:
+    """Rendezvous and placement of one rank, as torch.distributed's `env://` reads it, and the power cap of its node."""
     node = run.rank(rank).node
     on_node = [placed.rank for placed in run.ranks if placed.node == node]
     environment = {
@@ -126,6 +129,10 @@ def rank_environment(run: RunRecord, rank: int, *, has_cuda: bool, interface: st
     }
     if interface:
         environment |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
+    if power_cap is not None:
+        environment["RACKRAY_NODE_POWER_CAP_W"] = f"{power_cap.node_w:.0f}"
+        if power_cap.gpu_w is not None:
+            environment["RACKRAY_GPU_POWER_CAP_W"] = f"{power_cap.gpu_w:.0f}"
     if not has_cuda:
         # Without these DeepSpeed looks for a GPU, and every rank starts one thread per core of the machine.
         environment |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}

@@ -350,11 +350,12 @@ def _stopped(run: RunRecord) -> MoveRun:
 def _start(run: RunRecord, job: JobSpec, world: RunWorld, rank: RankRecord) -> Step:
     # A mixed gang runs on the CPU: one communication backend must serve all ranks.
     has_cuda = all(world.nodes[name].has_cuda for name in run.nodes if name in world.nodes)
+    cap = world.nodes[rank.node].power_cap if rank.node in world.nodes else None
     args = {
         "run": run.id,
         "attempt": run.attempt,
         "rank": rank.rank,
-        "environment": rank_environment(run, rank.rank, has_cuda=has_cuda, interface=world.runtime.interface),
+        "environment": rank_environment(run, rank.rank, has_cuda=has_cuda, interface=world.runtime.interface, power_cap=cap),
         "argv": rank_argv(run, job, world.runtime),
         "directory": run.directory,
         "run_json": run_json(run, job, _paths(world)),

@@ -2,11 +2,13 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from orchestrator.domain.node import COMPUTE, NodeRecord
 from orchestrator.domain.operation import Target
 from orchestrator.domain.spec import ClusterSpec, Equipment, FirmwareComponent, Machine, Node, Rack, Sku
+from orchestrator.planning.power_caps import PowerCap, caps_of
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,16 @@ class Site:
         """Firmware baseline of the machine called `name`; empty if its SKU has none."""
         return self.spec.firmware.get(self.nodes[name].sku, {})
 
+    @cached_property
+    def power_caps(self) -> dict[str, PowerCap]:
+        """What nodes may draw so that any one feed, UPS, busway or PDU may be lost; those that need no cap are not here."""
+        return caps_of(self.spec)
+
+    def gpu_cap_w(self, name: str) -> float | None:
+        """The power limit that the node's GPUs must have, in watts; None where they need none."""
+        cap = self.power_caps.get(name)
+        return cap.gpu_w if cap is not None else None
+
     def labels(self, name: str) -> dict[str, str]:
         """Labels the node carries in its cell."""
         node, rack = self.computes[name], self.rack(name)
@@ -60,6 +72,7 @@ class Site:
             "shared_directory": self.spec.runtime.shared_directory,
             "lab": self.spec.lab is not None,
             "trusted_networks": [str(self.spec.subnets.management)],
+            "gpu_power_cap_w": int(self.gpu_cap_w(name) or 0),
         }
 
     def target(self, record: NodeRecord) -> Target:
