@@ -14,7 +14,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,16 @@ from model.background import BackgroundFile
 from model.contract import FileRecord, Manifest, RunSpec, write_manifest
 from model.engine import Engine
 from model.engine_ranks import from_every_rank, from_rank_zero, wait_for_every_rank
-from model.manifest import describe_file, files_in, step_folder_name, step_folders, sync_directory, sync_file
+from model.manifest import (
+    ManifestError,
+    check_files,
+    describe_file,
+    files_in,
+    step_folder_name,
+    step_folders,
+    sync_directory,
+    sync_file,
+)
 from model.resumption import CheckpointError, Resumption, choose_resumption, manifest_for
 from model.state import STATE_NAME, Fragment, state_text, tensor_name
 
@@ -38,6 +47,14 @@ class Saved:
     """From the beginning of the save until it was published."""
     held_s: float
     """How long the training stood still for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _ToCheck:
+    """What rank 0 asks the others to verify with it."""
+
+    folder: Path
+    files: tuple[FileRecord, ...]
 
 
 @dataclass(slots=True)
@@ -66,20 +83,44 @@ class Checkpoints:
         self._deleting: list[threading.Thread] = []
 
     def find(self) -> Resumption:
-        """The newest complete checkpoint, the same on every rank: rank 0 verifies and the others follow.
+        """The newest complete checkpoint, the same on every rank: rank 0 looks, and each rank verifies its share of the files.
 
-        Raises CheckpointError, on every rank, for the reasons of `choose_resumption`.
+        Raises CheckpointError, on every rank, for the reasons of `choose_resumption` and where a rank does not see a checkpoint.
         """
-        found: Resumption | str = ""
         if self._rank == 0:
+            found: Resumption | str
             try:
-                found = choose_resumption(self._spec)
+                found = choose_resumption(self._spec, self._check_together)
             except (CheckpointError, OSError) as error:
                 found = str(error) or type(error).__name__
-        found = from_rank_zero(found)
+            from_rank_zero(found)
+        else:
+            while isinstance(found := from_rank_zero(None), _ToCheck):
+                self._check_share(found)
         if isinstance(found, str):
             raise CheckpointError(found)
         return found
+
+    def _check_together(self, folder: Path, files: Sequence[FileRecord]) -> None:
+        """Rank 0's `check_files`, for which the others wait in `find`."""
+        self._check_share(from_rank_zero(_ToCheck(folder, tuple(files))))
+
+    def _check_share(self, task: _ToCheck) -> None:
+        """Every rank's part in it.  Raises on rank 0 alone."""
+        fault = ""
+        try:
+            check_files(task.folder, task.files[self._rank :: self._world_size])
+        except (ManifestError, OSError) as error:
+            fault = str(error)
+        faults = from_every_rank((task.folder.is_dir(), fault))
+        if self._rank == 0:
+            blind = [str(rank) for rank, (sees_it, _) in enumerate(faults) if not sees_it]
+            if blind:
+                raise CheckpointError(
+                    f"{task.folder} is not seen by rank {', '.join(blind)}; put checkpoint.directory on storage that all share"
+                )
+            if wrong := "; ".join(fault for _, fault in faults if fault):
+                raise ManifestError(wrong)
 
     def begin(self, engine: Engine, step: int, notes: Mapping[str, Any]) -> Saved | None:
         """Begins to save `step`; first waits for the save before, if that still goes on, and returns it.

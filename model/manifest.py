@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -73,6 +74,10 @@ class Manifest:
         return manifest
 
 
+Check = Callable[[Path, Sequence[FileRecord]], None]
+"""Compares the files of a folder with their records, as `check_files`."""
+
+
 @dataclass(frozen=True, slots=True)
 class SkippedCheckpoint:
     """A step folder that must not be loaded, and why."""
@@ -90,26 +95,27 @@ class CheckpointChoice:
     skipped: tuple[SkippedCheckpoint, ...]
 
 
-def newest_complete(directory: Path) -> CheckpointChoice | None:
+def newest_complete(directory: Path, check: Check | None = None) -> CheckpointChoice | None:
     """The newest checkpoint whose every file agrees with its manifest; None if there is none.
 
-    Reads and hashes files, newest checkpoint first, until one is right.  Drafts are not looked at.
+    Reads and hashes files (by `check`, as `verify_manifest` does), newest checkpoint first, until one is right.  Drafts are
+    not looked at.
     """
     skipped: list[SkippedCheckpoint] = []
     for step, folder in step_folders(directory):
         try:
-            return CheckpointChoice(folder, verify_manifest(folder), tuple(skipped))
+            return CheckpointChoice(folder, verify_manifest(folder, check), tuple(skipped))
         except ManifestError as error:
             skipped.append(SkippedCheckpoint(step, str(error)))
     return None
 
 
-def damaged_checkpoints(directory: Path) -> tuple[SkippedCheckpoint, ...]:
+def damaged_checkpoints(directory: Path, check: Check | None = None) -> tuple[SkippedCheckpoint, ...]:
     """Every step folder that disagrees with its manifest, newest first; for reports where nothing can be loaded."""
     damaged = []
     for step, folder in step_folders(directory):
         try:
-            verify_manifest(folder)
+            verify_manifest(folder, check)
         except ManifestError as error:
             damaged.append(SkippedCheckpoint(step, str(error)))
     return tuple(damaged)
@@ -127,8 +133,8 @@ def step_folder_name(step: int) -> str:
     return f"step-{step:06d}"
 
 
-def verify_manifest(folder: Path) -> Manifest:
-    """The folder's manifest, after every file was read and compared with it.
+def verify_manifest(folder: Path, check: Check | None = None) -> Manifest:
+    """The folder's manifest, after every file was read and compared with it: by `check_files`, or by many ranks together.
 
     Raises ManifestError for a missing, added, resized or altered file, or a manifest that is missing or unreadable.
     """
@@ -144,17 +150,22 @@ def verify_manifest(folder: Path) -> Manifest:
         odd = [f"{path} is missing" for path in sorted(promised - present)]
         odd += [f"{path} is not in the manifest" for path in sorted(present - promised)]
         raise ManifestError(f"{folder.name}: {'; '.join(odd)}")
-    for record in manifest.files:
+    (check or check_files)(folder, manifest.files)
+    return manifest
+
+
+def check_files(folder: Path, files: Sequence[FileRecord]) -> None:
+    """Reads the files and compares them with their records.  Raises ManifestError at the first that is not as recorded."""
+    for record in files:
         path = folder / record.path
         # The size first: a torn file is then found without reading gigabytes.
         if path.stat().st_size != record.size_bytes:
             raise ManifestError(
                 f"{folder.name}: {record.path} has {path.stat().st_size} bytes, the manifest says {record.size_bytes}"
             )
-    for record in manifest.files:
+    for record in files:
         if describe_file(folder, record.path).sha256 != record.sha256:
             raise ManifestError(f"{folder.name}: {record.path} was altered: its SHA-256 is not the manifest's")
-    return manifest
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from model.contract import CheckpointChoice, FileRecord, Manifest, RunSpec, SkippedCheckpoint, newest_complete
-from model.manifest import damaged_checkpoints, step_folders
+from model.manifest import Check, damaged_checkpoints, step_folders
 
 
 class CheckpointError(Exception):
@@ -42,7 +42,7 @@ class Resumption:
         return max([furthest_step, *(skipped.step for skipped in self.skipped)]) - self.step
 
 
-def choose_resumption(spec: RunSpec) -> Resumption:
+def choose_resumption(spec: RunSpec, check: Check | None = None) -> Resumption:
     """The newest complete checkpoint of a run that resumes; the beginning for any other and where there is none.
 
     Any layout continues any other's checkpoint.  Raises CheckpointError where the checkpoint belongs to another model, and
@@ -57,9 +57,9 @@ def choose_resumption(spec: RunSpec) -> Resumption:
                 "set resume to true, or choose another checkpoint.directory"
             )
         return Resumption(None, ())
-    choice = newest_complete(directory)
+    choice = newest_complete(directory, check)
     if choice is None:
-        return Resumption(None, damaged_checkpoints(directory))
+        return Resumption(None, damaged_checkpoints(directory, check))
     wanted = manifest_for(spec, step=choice.manifest.step, files=())
     if choice.manifest.model != wanted.model:
         raise CheckpointError(

@@ -89,3 +89,20 @@ def test_one_rank_of_several_that_dies_in_a_save_leaves_the_checkpoint_before_in
     assert choice is not None
     assert choice.manifest.step == 3
     assert choice.skipped == ()
+
+
+def test_ranks_verify_together_and_a_byte_altered_in_any_ones_file_is_found(start: Launcher, runs: Path) -> None:
+    spec = replace(a_spec(runs, "altered", data=2), steps=4)
+    first = start(replace(spec, checkpoint=replace(spec.checkpoint, every_steps=2, keep=2)))
+    assert first.wait() == [0, 0], first.say()
+    path = Path(spec.checkpoint.directory) / "step-000004" / "rank-00001.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    again = start(replace(first.spec, resume=True))
+    assert again.wait() == [0, 0], again.say()
+    started = again.events("started")[-1]
+    assert (started.detail["from_step"], started.detail["steps_lost"]) == (2, 2)
+    (skipped,) = started.detail["skipped_checkpoints"]
+    assert skipped["step"] == 4
+    assert "rank-00001.safetensors was altered" in skipped["reason"]
