@@ -118,6 +118,18 @@ LINKS_AND_NONSENSE: tuple[Fault, ...] = (
         because="bmc.update was lost",
     ),
     Fault(
+        "F95",
+        "downgrade refused",
+        "400 with its reason",
+        UPDATE,
+        answers(lambda: {("POST", FLASH): Reply(400, {"error": {"message": "28.39 is older than 28.40: no downgrade"}})}, NIC),
+        Status.REFUSED,
+        "no downgrade",
+        retryable=False,
+        then=Then.QUARANTINE,
+        because="no downgrade",
+    ),
+    Fault(
         "F65",
         "a BMC that lists no tasks",
         "TaskService 404",

@@ -49,7 +49,7 @@ UPDATES_AND_POWER: tuple[Fault, ...] = (
     ),
     Fault(
         "F95",
-        "downgrade refused, or a broken image",
+        "an image that does not verify",
         "lab fault `update_fails`",
         TASK,
         update("update_fails", ended),
