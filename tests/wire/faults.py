@@ -68,7 +68,7 @@ class Fault:
     """What the node's record holds already when the answer comes."""
     knows_age_s: float = 5.0
     """How old that is, in seconds."""
-    limit_s: float = 5.0
+    limit_s: float = 20.0
     """Deadline of the exchange in the test, in seconds; faults that run into it name a short one."""
     heals: bool = True
     """Whether the same exchange is DONE once the neighbour is healed."""

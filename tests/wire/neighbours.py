@@ -33,7 +33,7 @@ from tests.drivers.sshd_peers import SSHD, Peer, SshdPeer
 EPOCH = 1
 BMC_NETWORK, ODD_NETWORK, SSH_NETWORK = "127.2.202", "127.2.203", "127.1.202"
 SSH_PORT = 2222
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 """How long an outcome may take to come back through the hands before the test gives up."""
 
 
@@ -149,7 +149,7 @@ class Wire:
         self.bmcs.loop.call(self.bmcs.farm.tick)
 
     # ------------------------------------------------------------------ exchanges
-    def ask(self, node: str, target: Target, action: Action, limit_s: float = 5.0, /, **args: Any) -> Outcome:
+    def ask(self, node: str, target: Target, action: Action, limit_s: float = 20.0, /, **args: Any) -> Outcome:
         """One exchange, waited for."""
         return self.wait(self.begin(node, target, action, limit_s, **args))
 
@@ -167,7 +167,7 @@ class Wire:
             return self.begin(*self.sound_bmc, Action.BMC_OBSERVE)
         return self.begin("sound", self.ssh_target(self.sshd.address, self.sshd.port), Action.SSH_EXEC, argv=["true"])
 
-    def begin(self, node: str, target: Target, action: Action, limit_s: float = 5.0, /, **args: Any) -> str:
+    def begin(self, node: str, target: Target, action: Action, limit_s: float = 20.0, /, **args: Any) -> str:
         """Hand one exchange over; its id."""
         operation = Operation(f"op{next(self._numbers)}", node, action, EPOCH, target, args)
         self._limits[operation.id] = limit_s

@@ -14,7 +14,7 @@ IMAGE = "https://127.3.0.1:8480/firmware/nic1-28.39.1002.bin"
 OBSERVE, POWER, FIRMWARE, TASK = Action.BMC_OBSERVE, Action.BMC_POWER, Action.BMC_FIRMWARE, Action.BMC_TASK
 NIC = {"component": "NIC1", "image_uri": IMAGE, "version": "28.39.1002"}
 ON = {"reset": "On"}
-SILENT_S = 0.7
+SILENT_S = 1.5
 """Deadline of exchanges that nothing but their deadline ends."""
 UPDATED = {
     Action.BMC_UPDATE: {**NIC, "task": "/redfish/v1/TaskService/Tasks/1"},

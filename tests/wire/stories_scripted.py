@@ -55,6 +55,16 @@ def answers(odd: Callable[[], Tree], args: Mapping[str, Any] | None = None) -> I
     return inject
 
 
+def drips(wire: Wire) -> Iterator[Met]:
+    """An answer that comes byte by byte, from a BMC that we are logged in to."""
+    bmc, node, target = wire.odd()
+    assert wire.ask(node, target, OBSERVE).facts["power"] == "On"
+    sound = bmc.tree["GET", SYSTEM]
+    bmc.tree["GET", SYSTEM] = Reply(raw=b"HTTP/1.1 200 OK\r\nX-Slow: " + b"y" * 10_000, drip_s=0.05)
+    yield Met(node, target)
+    bmc.tree["GET", SYSTEM] = sound
+
+
 def system(**changed: Any) -> Tree:
     """The system with some of its properties changed; None leaves one out."""
     body = {**sound_tree()["GET", SYSTEM].body, **changed}

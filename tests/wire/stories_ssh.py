@@ -84,48 +84,49 @@ def key_refused(wire: Wire) -> Iterator[Met]:
     trusted.write_text(ours)
 
 
-def cut_while(*argv: str) -> Inject:
+def cut_while_running(wire: Wire) -> Iterator[Met]:
     """The connection is cut, with no goodbye, while the command runs."""
+    node, target, peer = wire.sshd_with("")
+    running = peer.folder / "running"
 
-    def inject(wire: Wire) -> Iterator[Met]:
-        node, target, peer = wire.sshd_with("")
+    def cut() -> None:
+        end_s = time.monotonic() + 30
+        while not running.exists() and time.monotonic() < end_s:
+            time.sleep(0.01)
+        peer.cut()
 
-        def cut() -> None:
-            while not peer.processes:
-                time.sleep(0.01)
-            time.sleep(0.4)
-            peer.cut()
-
-        threading.Thread(target=cut, daemon=True).start()
-        yield Met(node, target, {"argv": list(argv), "address": "127.1.0.250:6380", "labels": {}})
-
-    return inject
+    threading.Thread(target=cut, daemon=True).start()
+    argv = ["sh", "-c", f"touch {running}; sleep 30; exit 0"]
+    yield Met(node, target, {"argv": argv, "address": "127.1.0.250:6380", "labels": {}})
 
 
 def command(*argv: str) -> Inject:
-    """A command that is the fault itself."""
+    """A command that is the fault itself, on a connection that stands."""
 
     def inject(wire: Wire) -> Iterator[Met]:
         node, target = wire.node()
+        assert wire.ask(node, target, Action.SSH_EXEC, argv=["true"]).facts["exit_status"] == 0
         yield Met(node, target, {"argv": list(argv)})
 
     return inject
 
 
 def login_shell(script: str) -> Inject:
-    """Everything asked of the node goes through `script` first, as through a login shell."""
+    """Everything asked of the node goes through `script`, as through a login shell that was sound when we logged in."""
 
     def inject(wire: Wire) -> Iterator[Met]:
         node, target, peer = wire.sshd_with("")
         shell = peer.folder / "login.sh"
-        shell.write_text(f"#!/bin/sh\n{script}\n")
+        sound = '#!/bin/sh\nexec sh -c "$SSH_ORIGINAL_COMMAND"\n'
+        shell.write_text(sound)
         shell.chmod(0o755)
         config = peer.folder / "sshd_config"
-        sound = config.read_text()
-        config.write_text(f"ForceCommand {shell}\n{sound}")
-        yield Met(node, dataclasses.replace(target, serial="SER-1" if "rackray-identity" in script else ""))
-        config.write_text(sound)
-        peer.cut()  # connections that stand keep what they began with
+        config.write_text(f"ForceCommand {shell}\n{config.read_text()}")
+        target = dataclasses.replace(target, serial="SER-1" if "rackray-identity" in script else "")
+        assert wire.ask(node, target, Action.SSH_EXEC, argv=["true"]).facts["exit_status"] == 0
+        shell.write_text(f"#!/bin/sh\n{script}\n")
+        yield Met(node, target)
+        shell.write_text(sound)
 
     return inject
 

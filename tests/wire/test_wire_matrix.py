@@ -72,10 +72,10 @@ def test_a_fault_is_answered_as_its_row_says(wire: Wire, fault: Fault, caplog: p
 
     assert next(story, None) is None, "a story has one exchange"
     if fault.heals:
-        healed = wire.ask(met.node, met.target, fault.action, 10.0, **met.args)
+        healed = wire.ask(met.node, met.target, fault.action, 20.0, **met.args)
         if healed.status is Status.UNREACHABLE:
             # Nothing was sent: the connection that was broken while nobody used it is noticed by its next user.
-            healed = wire.ask(met.node, met.target, fault.action, 10.0, **met.args)
+            healed = wire.ask(met.node, met.target, fault.action, 20.0, **met.args)
         assert healed.status is Status.DONE, f"healed, and yet: {healed}"
 
 
