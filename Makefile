@@ -13,7 +13,7 @@ help:
 	@echo "make demo    set up, then the whole story on simulated nodes: power-on to training, expansion, resume"
 	@echo "make test    set up, then every check and test"
 	@echo "make lint    ruff and mypy alone          make unit    the fast tests alone"
-	@echo "make soak    10,000 simulated histories          make bench-controller    what 12,500 nodes cost"
+	@echo "make soak    10,000 simulated histories, resumable   make bench-controller    what 12,500 nodes cost"
 	@echo "make bench-spec    a spec of 100,000 GPUs: how long it takes to check, and the share of YAML"
 	@echo "make clean   remove .venv and .rackray"
 
@@ -40,7 +40,7 @@ clean:
 
 .PHONY: soak bench-controller bench-spec
 soak: setup
-	@$(BIN)/python -m tests.simulation.story 0 10000
+	@mkdir -p build && $(BIN)/python -m tests.simulation.story 0 10000 --log build/soak.log
 
 bench-spec: setup
 	@$(BIN)/python -m tests.benchmarks.spec_speed

@@ -67,6 +67,7 @@ _EVENT_COLUMNS = (_EVENTS.c.seq, _EVENTS.c.at_s, _EVENTS.c.epoch, _EVENTS.c.kind
 _AFTER = sa.select(*_EVENT_COLUMNS).where(_EVENTS.c.seq > sa.bindparam("seq")).order_by(_EVENTS.c.seq)
 _OTHERS = sa.select(*_EVENT_COLUMNS).where((_EVENTS.c.seq <= sa.bindparam("seq")) & _NOT_OF_NODES).order_by(_EVENTS.c.seq)
 _LAST = sa.select(sa.func.max(_EVENTS.c.seq))
+_LEASE_ROW = sa.select(_LEASE.c.epoch, _LEASE.c.holder, _LEASE.c.until_s).where(_LEASE.c.id == 1)
 _WHO_DECIDES = sa.select(_LEASE.c.epoch, _LEASE.c.holder).where(_LEASE.c.id == 1)
 _RENEW = sa.update(_LEASE).where(_LEASE.c.id == 1).values(until_s=sa.bindparam("until"))
 # Statements of every tick are made once: making and comparing them anew costs more than SQLite's work.
@@ -155,10 +156,10 @@ class Journal:
         self._engine.dispose()
 
     # ------------------------------------------------------------------ reading
-    def events(self, after_seq: int = 0, limit: int = 0) -> list[Event]:
+    def events(self, after_seq: int = 0) -> list[Event]:
         """Events with a seq above `after_seq`, oldest first."""
         with self._reading() as connection:
-            return list(_events(connection, _AFTER.limit(limit) if limit else _AFTER, after_seq))
+            return list(_events(connection, _AFTER, after_seq))
 
     def load(self) -> ClusterState:
         """The present state: the fold over all events; nodes begin at the latest snapshot, where there is one."""
@@ -203,7 +204,7 @@ class Journal:
     def lease(self) -> Lease | None:
         """The lease as it stands, or None if nobody ever took it."""
         with self._reading() as connection:
-            row = connection.execute(sa.select(_LEASE).where(_LEASE.c.id == 1)).first()
+            row = _quick(connection, _LEASE_ROW).first()
         return Lease(row.epoch, row.holder, row.until_s) if row else None
 
     # ------------------------------------------------------------------ writing
@@ -222,7 +223,7 @@ class Journal:
         with self._writing() as connection:
             self._check(connection, epoch)
             if renew:
-                connection.execute(_RENEW, {"until": now_s + LEASE_S})
+                _quick(connection, _RENEW, until=now_s + LEASE_S)
             _put_looks(connection, looks)
             return self._append(connection, events, epoch, now_s)
 
@@ -259,7 +260,7 @@ class Journal:
     def take_lease(self, holder: str, now_s: float) -> int:
         """Become the one who decides; returns the new epoch. Raises LeaseHeld while somebody else does."""
         with self._writing() as connection:
-            row = connection.execute(sa.select(_LEASE).where(_LEASE.c.id == 1)).first()
+            row = _quick(connection, _LEASE_ROW).first()
             if row is not None and not self.is_free(Lease(row.epoch, row.holder, row.until_s), now_s):
                 raise LeaseHeld(
                     f"{describe_holder(row.holder)} decides at the moment (epoch {row.epoch})",
@@ -276,7 +277,7 @@ class Journal:
         """Keep the lease. Raises LeaseLost when `epoch` no longer decides."""
         with self._writing() as connection:
             self._check(connection, epoch)
-            connection.execute(_RENEW, {"until": now_s + LEASE_S})
+            _quick(connection, _RENEW, until=now_s + LEASE_S)
 
     def release(self, epoch: int) -> None:
         """Give the lease back, so that the next controller need not wait; no effect if it has passed already."""
@@ -291,7 +292,7 @@ class Journal:
 
     # ------------------------------------------------------------------ helpers
     def _check(self, connection: sa.Connection, epoch: int) -> None:
-        row = connection.execute(_WHO_DECIDES).first()
+        row = _quick(connection, _WHO_DECIDES).first()
         if row is None or row.epoch != epoch or not row.holder:
             raise LeaseLost(f"epoch {epoch} has passed; epoch {row.epoch if row else 0} decides now")
 
@@ -302,7 +303,7 @@ class Journal:
         texts = [_encode(dict(event.data)) for event in events]
         if connection.dialect.name != "sqlite":
             connection.exec_driver_sql("LOCK TABLE events IN EXCLUSIVE MODE")
-        last = connection.execute(_LAST).scalar() or 0
+        last = _quick(connection, _LAST).scalar() or 0
         # Parsed back from what is written: a fold in memory must not differ from one over the file.
         written = [
             Event(event.kind, event.subject, json.loads(text), event.at_s or now_s, epoch, seq)
@@ -324,11 +325,26 @@ class Journal:
 
 
 def _events(connection: sa.Connection, query: sa.Select[Any], bound: int) -> Iterator[Event]:
-    for rows in connection.execute(query, {"seq": bound}).partitions(PARSED_AT_ONCE):
+    for rows in _quick(connection, query, seq=bound).partitions(PARSED_AT_ONCE):
         # One long array costs the parser far less than a thousand short texts.
         parsed = json.loads(f"[{','.join([row[5] for row in rows])}]")
         for (seq, at_s, epoch, kind, subject, _text), data in zip(rows, parsed, strict=True):
             yield Event(kind, subject, data, at_s, epoch, seq)
+
+
+def _quick(connection: sa.Connection, statement: Any, **values: Any) -> Any:
+    """`connection.execute` for the statements of every tick: what SQLAlchemy does for each costs more than SQLite's own work."""
+    key = (statement, connection.dialect.name)
+    if key not in _COMPILED:
+        compiled = statement.compile(dialect=connection.dialect)
+        _COMPILED[key] = str(compiled), compiled.positiontup or (), dict(compiled.params)
+    text, names, given = _COMPILED[key]
+    filled = {**given, **values}
+    return connection.exec_driver_sql(text, tuple(filled[name] for name in names) if names else filled or None)
+
+
+_COMPILED: dict[tuple[sa.Executable, str], tuple[str, Sequence[str], dict[str, Any]]] = {}
+"""Per statement and dialect: its text, the order of its parameters where they have no names, the values it was made with."""
 
 
 def _put_looks(connection: sa.Connection, looks: Sequence[Observation]) -> None:

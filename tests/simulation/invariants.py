@@ -44,7 +44,8 @@ def power_stays_within_every_limit(site: SimulatedSite, state: ClusterState, pas
     rack_w: Counter[str] = Counter()
     feed_w: Counter[str] = Counter()
     for name, node in site.nodes.items():
-        if node.is_on:
+        # Nodes were delivered switched off; asking a machine costs more than knowing that.
+        if (name in past.powered_on_s or node.machine.spec.is_equipment) and node.is_on:
             rushing = site.now_s - past.powered_on_s.get(name, float("-inf")) < policy.inrush_s
             watts = node.sku.max_w * (policy.inrush_factor if rushing else 1.0)
             rack_w[node.node.rack] += watts  # type: ignore[assignment]
@@ -63,19 +64,31 @@ def nodes_in_flight_stay_within_the_limits(site: SimulatedSite, state: ClusterSt
     busy = [record for record in state.nodes.values() if record.open is not None]
     if len(busy) > policy.max_in_flight:
         yield f"{len(busy)} nodes have an open intent, the limit is {policy.max_in_flight}"
-    if policy.down_per_rack is None:
-        return
-    down: Counter[str] = Counter()
-    for name, node in site.nodes.items():
-        record = state.nodes.get(name)
-        starting = (
-            node.is_on and not node.is_up and record is not None and record.state in (NodeState.CREDENTIALED, NodeState.POWERED)
-        ) and not node.machine.spec.is_equipment
-        if starting and site.dark_until_s.get(node.feed) is None and "reset_ignored" not in _faults(site, name):
-            down[node.node.rack] += 1
+    down = Counter(site.nodes[name].node.rack for name in starting(site, state, past)) if policy.down_per_rack else Counter()
     for rack, count in down.items():
-        if count > policy.down_per_rack:
+        if policy.down_per_rack and count > policy.down_per_rack:
             yield f"{count} machines of rack {rack} are starting at once, the limit is {policy.down_per_rack}"
+
+
+def one_half_of_a_pair_is_down_at_a_time(site: SimulatedSite, state: ClusterState, past: Past) -> Breaches:
+    """[I8] Never two halves of a redundancy pair."""
+    halves: dict[str, str] = {}
+    for name in starting(site, state, past):
+        pair = site.nodes[name].node.pair
+        if pair is not None and (other := halves.setdefault(pair, name)) != name:
+            yield f"{name} and {other}, both of the pair {pair}, are starting at once"
+
+
+def starting(site: SimulatedSite, state: ClusterState, past: Past) -> list[str]:
+    """Machines that were switched on and are not up yet, by the controller's doing alone."""
+    found = []
+    for name in past.powered_on_s:
+        node, record = site.nodes[name], state.nodes.get(name)
+        is_early = record is not None and record.state in (NodeState.CREDENTIALED, NodeState.POWERED)
+        is_its_own_fault = node.feed in site.dark_until_s or "reset_ignored" in _faults(site, name)
+        if is_early and not node.is_up and not is_its_own_fault and node.is_on:
+            found.append(name)
+    return found
 
 
 def every_node_of_the_spec_has_one_record(site: SimulatedSite, state: ClusterState, past: Past) -> Breaches:
@@ -86,7 +99,12 @@ def every_node_of_the_spec_has_one_record(site: SimulatedSite, state: ClusterSta
 
 AFTER_COMMIT: Mapping[str, Callable[[SimulatedSite, ClusterState, Past], Breaches]] = {
     check.__name__: check
-    for check in (power_stays_within_every_limit, nodes_in_flight_stay_within_the_limits, every_node_of_the_spec_has_one_record)
+    for check in (
+        power_stays_within_every_limit,
+        nodes_in_flight_stay_within_the_limits,
+        one_half_of_a_pair_is_down_at_a_time,
+        every_node_of_the_spec_has_one_record,
+    )
 }
 
 

@@ -10,11 +10,12 @@ from orchestrator.domain.event import Event
 from orchestrator.domain.node import NodeRecord
 from orchestrator.domain.operation import MUTATING, Operation
 from orchestrator.domain.plan import Decision, Settle, Step
+from orchestrator.domain.state import ClusterState
 from orchestrator.execution import controller
 from orchestrator.execution.controller import Controller, Flying
 from orchestrator.execution.journal import Journal
 from orchestrator.lab.simulated_hands import SimulatedHands
-from orchestrator.planning import next_step, rollout
+from orchestrator.planning import next_step, node_requests, rollout
 from orchestrator.planning.fleet_book import FleetBook
 from orchestrator.planning.next_step import Context
 from orchestrator.planning.power_book import PowerBook
@@ -89,6 +90,16 @@ def _follows_no_power_step(self: FleetBook, name: str) -> None:
     """Machines that are down are not counted."""
 
 
+def _knows_no_pairs(self: FleetBook, name: str) -> tuple[tuple[str, str], ...]:
+    node, rack = self.site.nodes[name], self.site.rack(name)
+    return ("rack", node.rack), ("feed", rack.feed), ("leaf", rack.leaf)
+
+
+def _forgets_the_breaker(names: Sequence[str], state: ClusterState, because: str) -> list[Event]:
+    """Who is sent into a stopped rollout ends it: the others are forgotten."""
+    return [Event("rollout.started", "cluster", {"waves": [list(names)], "because": because})] if names else []
+
+
 def _forgets_watts(self: PowerBook, name: str) -> None:
     """Nothing is reserved."""
 
@@ -132,6 +143,8 @@ BUGS: Sequence[Bug] = (
     Bug("a stale epoch may act", SimulatedHands, "submit", _whoever_acts_may),
     Bug("watts are not reserved", PowerBook, "charge", _forgets_watts),
     Bug("machines that are down are not counted per rack", FleetBook, "take_down", _follows_no_power_step),
+    Bug("redundancy pairs are not looked at", FleetBook, "groups", _knows_no_pairs),
+    Bug("a requalified node ends the stopped rollout of the others", node_requests, "take_part", _forgets_the_breaker),
     Bug("every wave is open at once", FleetBook, "open_wave", property(_last_wave)),
     Bug("the failure budget is never used up", controller, "why_stop", _no_words),
     Bug("another machine's serial is not noticed", next_step, "_wrong_identity", _none),

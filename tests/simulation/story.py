@@ -1,8 +1,10 @@
 """One simulated history from one seed: a fleet, faults, controllers that are killed or frozen, people who ask for things.
 
-Replay one: `python -m tests.simulation.story 42`; many: `python -m tests.simulation.story 0 10000`. Exit 1 when a check fails.
+Replay one: `python -m tests.simulation.story 42`; many: `python -m tests.simulation.story 0 10000 --log soak.log`, which goes on
+where it was interrupted. Exit 1 when a check fails.
 """
 
+import argparse
 import json
 import os
 import random
@@ -180,7 +182,11 @@ class Story:
             "stage_limit_s": 900.0,
             "poll_s": 4.0,
         }
-        self.spec = self.spec.model_copy(update={"rollout": lab_4().rollout.model_copy(update=policy)})
+        rollout, nodes = lab_4().rollout.model_copy(update=policy), list(self.spec.nodes)
+        for number in range(dice.choice((0, 0, 1, 4))):
+            for index in (number, number + 8):  # the same place in two racks
+                nodes[index] = nodes[index].model_copy(update={"pair": f"pair-{number}"})
+        self.spec = self.spec.model_copy(update={"rollout": rollout, "nodes": tuple(nodes)})
         self.profile = self._profile()
         self.site = WatchedSite(self.spec, seed, profile=self.profile)
         self.url = f"sqlite:///{home}/state.db"
@@ -350,17 +356,29 @@ def breach_of(seed: int) -> str:
     return ""
 
 
-def main(first: int, count: int) -> int:
-    """Play `count` histories on all processors; say which failed."""
+def main(arguments: Sequence[str]) -> int:
+    """Play histories on all processors and say which failed. With a log, go on after the last one that stands in it."""
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation.story", description="Play simulated histories.")
+    parser.add_argument("first", type=int, help="the first seed")
+    parser.add_argument("count", type=int, nargs="?", default=1, help="how many histories")
+    parser.add_argument("--log", type=Path, help="a line per history; what stands in it is not played again")
+    asked = parser.parse_args(arguments)
     began_s, failed = time.monotonic(), 0
+    seeds = range(asked.first, asked.first + asked.count)
+    done = asked.log.read_text().splitlines() if asked.log and asked.log.exists() else []
+    left = [seed for seed in seeds if str(seed) not in {line.split()[0] for line in done}]
     with ProcessPoolExecutor(os.cpu_count(), get_context("fork")) as pool:
-        for breach in pool.map(breach_of, range(first, first + count), chunksize=5):
+        for seed, breach in zip(left, pool.map(breach_of, left, chunksize=5), strict=True):
             failed += bool(breach)
             if breach:
                 print(breach, flush=True)
-    print(f"{count} histories, {failed} with a breach, {time.monotonic() - began_s:.0f} s")
-    return 1 if failed else 0
+            if asked.log:
+                with asked.log.open("a") as log:
+                    log.write(f"{seed} {breach or 'well'}\n")
+    before = f" ({len(seeds) - len(left)} played before)" if len(left) < len(seeds) else ""
+    print(f"{len(left)} histories{before}, {failed} with a breach, {time.monotonic() - began_s:.0f} s")
+    return 1 if failed or any(" well" not in line for line in done) else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 1))
+    sys.exit(main(sys.argv[1:]))

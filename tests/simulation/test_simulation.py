@@ -12,7 +12,7 @@ import pytest
 from tests.simulation import story
 from tests.simulation.planted_bugs import BUGS
 
-SEEDS = 120
+SEEDS = 240
 """Histories in one run of the tests; `make soak` plays 10,000."""
 MOST_SEEDS_FOR_A_BUG = 300
 
