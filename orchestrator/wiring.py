@@ -347,7 +347,7 @@ def rehearse(path: Path, faults: Path | None, seeds: Sequence[int]) -> "Iterator
     for seed in seeds:
         with tempfile.TemporaryDirectory(prefix="rackray-rehearsal-") as folder:
             site = SimulatedSite(loaded.spec, seed, profile=profile)
-            journal = Journal(f"sqlite:///{folder}/state.db")
+            journal = Journal(f"sqlite:///{folder}/state.db", durable=False)
             yield play(
                 journal,
                 SimulatedHands(site),

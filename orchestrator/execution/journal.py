@@ -6,6 +6,7 @@ SQLite in WAL mode with synchronous=FULL by default; any SQLAlchemy URL works, b
 """
 
 import contextlib
+import functools
 import gc
 import hashlib
 import json
@@ -123,8 +124,9 @@ class Journal:
         has_ended: Callable[[str], bool] = lambda holder: False,
         before_write: Callable[[], None] | None = None,
         after_write: Callable[[], None] | None = None,
+        durable: bool = True,
     ) -> None:
-        """Open (and create) the journal at `url`.
+        """Open (and create) the journal at `url`. One of a rehearsal need not be `durable`: nothing in it was really done.
 
         `has_ended` says whether a lease holder's process has certainly ended, so that its lease need not run out first. The two
         hooks are called around every write; tests kill the process there. Raises JournalBroken when the file cannot be opened,
@@ -137,7 +139,7 @@ class Journal:
         """The file it lies in, where it is one."""
         self._engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S} if url.startswith("sqlite") else {})
         if url.startswith("sqlite"):
-            sa.event.listen(self._engine, "connect", _sqlite_durable)
+            sa.event.listen(self._engine, "connect", functools.partial(_sqlite_opened, "FULL" if durable else "OFF"))
             sa.event.listen(self._engine, "begin", _sqlite_begin_immediate)
         try:
             # Looked at first: making tables needs the write lock, and whoever only reads must not wait for it.
@@ -426,9 +428,9 @@ def _translate(error: BaseException | None) -> None:
         ) from error
 
 
-def _sqlite_durable(connection: Any, _record: Any) -> None:
+def _sqlite_opened(synchronous: str, connection: Any, _record: Any) -> None:
     connection.isolation_level = None
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "wal_autocheckpoint=2000"):
+    for pragma in ("journal_mode=WAL", f"synchronous={synchronous}", "wal_autocheckpoint=2000"):
         connection.execute(f"PRAGMA {pragma}")
 
 

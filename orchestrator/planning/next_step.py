@@ -6,8 +6,7 @@ wait. Nothing here remembers anything: a restarted controller asks again and get
 
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from orchestrator.domain.firmware import ComponentVerdict
 from orchestrator.domain.node import Cause, NodeRecord, NodeState
@@ -27,14 +26,14 @@ CAUSES: Mapping[str, Cause] = {
 """What kind of failure it is when exchanges ended like this; all others are refusals."""
 CLOCK_SKEW_S = 30.0
 """From here on a node's wrong clock is worth a word; setting it is the playbook's work."""
+NEVER_S = float("-inf")
 BACKOFF_CAP_S = 60.0
 POWER_SETTLES_S = 30.0
 """How long a BMC may keep saying Off after it accepted a power-on before the command is repeated."""
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
-    """One node, seen at one moment."""
+class Context(NamedTuple):
+    """One node, seen at one moment. A tuple, because one is made for every decision."""
 
     record: NodeRecord
     site: Site
@@ -76,8 +75,10 @@ def next_step(record: NodeRecord, site: Site, now_s: float) -> Decision:
 def backoff_s(record: NodeRecord, policy: Rollout) -> float:
     """Pause after a failed or silent exchange, in seconds: doubling, capped, with jitter that only depends on the node."""
     tries = record.failures + min(record.silences, 3)
+    if not tries:
+        return 0.0
     jitter = 0.75 + 0.5 * (zlib.crc32(f"{record.name}/{tries}".encode()) / 2**32)
-    return float(min(BACKOFF_CAP_S, policy.poll_s * 2 ** min(tries - 1, 16)) * jitter) if tries else 0.0
+    return float(min(BACKOFF_CAP_S, policy.poll_s * 2 ** min(tries - 1, 16)) * jitter)
 
 
 def _held_up(context: Context) -> Decision | None:
@@ -98,6 +99,8 @@ def _held_up(context: Context) -> Decision | None:
     if record.state is NodeState.ENROLLED and record.silences >= policy.attempts:
         because = f"its BMC at {context.node.bmc} does not answer after {record.silences} tries: {problem}"
         return context.quarantine(because, Cause.UNREACHABLE)
+    if record.failed_at_s == NEVER_S:
+        return None
     # What the neighbour asked for counts, but never so long that the limit of the stage would pass meanwhile.
     asked_s = min(record.retry_after_s, policy.stage_limit_s / 2)
     until_s = record.failed_at_s + max(backoff_s(record, policy), asked_s)

@@ -29,6 +29,8 @@ class PowerBook:
         self._charged: set[str] = set()
         self._inrush_until_s: dict[str, float] = {}
         self._ends: list[tuple[float, str]] = []
+        self._now_s = -FOREVER
+        """When `expire` was last asked: inrush that had ended by then is over."""
         self._rushing: Counter[Key] = Counter()
         """Nodes that are powering on, per part and case."""
         for item in site.spec.equipment:
@@ -52,7 +54,8 @@ class PowerBook:
             self.charge(record.name)
         else:
             self.release(record.name)
-        self._inrush(record.name, inrush_until_s(record, self._policy.inrush_s))
+        until_s = inrush_until_s(record, self._policy.inrush_s)
+        self._inrush(record.name, until_s if until_s > self._now_s else -FOREVER)
 
     def charge(self, name: str) -> None:
         """Reserve the node's largest draw, once."""
@@ -73,6 +76,7 @@ class PowerBook:
 
     def expire(self, now_s: float) -> None:
         """Give back the inrush of nodes that have been on long enough."""
+        self._now_s = now_s
         while self._ends and self._ends[0][0] <= now_s:
             until_s, name = heapq.heappop(self._ends)
             if self._inrush_until_s.get(name) == until_s:
@@ -118,8 +122,9 @@ class PowerBook:
             self._add(name, self._inrush_w(name) if rushes else -self._inrush_w(name))
             self._rushing.update(dict.fromkeys(self._paths.shares(name), 1 if rushes else -1))
         if rushes:
+            is_news = self._inrush_until_s.get(name) != until_s
             self._inrush_until_s[name] = until_s
-            if until_s < FOREVER:
+            if is_news and until_s < FOREVER:
                 heapq.heappush(self._ends, (until_s, name))
         else:
             self._inrush_until_s.pop(name, None)

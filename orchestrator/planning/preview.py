@@ -1,5 +1,6 @@
 """`rackray plan`: the controller's own decisions, played against a world in which every step succeeds."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -94,8 +95,7 @@ def _success(step: Step, site: Site, world: dict[Action, Mapping[str, Any]]) -> 
     after = _after(step, site, world)
     world.update(after)
     if step.action is Action.NODE_PROBE:
-        limit_w = site.gpu_cap_w(name) or 700.0
-        return sound_probe(site.sku(name).gpus.model, site.sku(name).gpus.count, power_limit_w=limit_w)
+        return _probe(site.sku(name).gpus.model, site.sku(name).gpus.count, site.gpu_cap_w(name) or 700.0)
     if step.action is Action.BMC_IDENTIFY:
         return {"serial": node.serial, "model": site.sku(name).model, "power": "Off", "account": "factory"}
     if step.action is Action.SSH_IDENTIFY:
@@ -105,6 +105,12 @@ def _success(step: Step, site: Site, world: dict[Action, Mapping[str, Any]]) -> 
     if step.action is Action.BMC_OBSERVE and name not in site.computes:
         return {"power": "On", "health": "OK"}
     return ALWAYS.get(step.action, {})
+
+
+@functools.cache
+def _probe(model: str, count: int, limit_w: float) -> Mapping[str, Any]:
+    """Made once per kind of machine, and only read."""
+    return sound_probe(model, count, power_limit_w=limit_w)
 
 
 ALWAYS: Mapping[Action, Mapping[str, Any]] = {

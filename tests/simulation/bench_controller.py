@@ -75,7 +75,7 @@ def rehearsal(nodes: int) -> tuple[Rehearsed, float, float]:
     with tempfile.TemporaryDirectory() as folder:
         began_s, began_cpu_s = time.perf_counter(), time.process_time()
         site = SimulatedSite(spec, 1, profile=FaultProfile())
-        journal = Journal(f"sqlite:///{folder}/state.db")
+        journal = Journal(f"sqlite:///{folder}/state.db", durable=False)
         clock = VirtualClock(site, 1.0)
         played = rehearse(journal, SimulatedHands(site), clock, Path(folder), spec, "bench", site.chain_s, 1)
         journal.close()
