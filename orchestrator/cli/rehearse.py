@@ -62,7 +62,7 @@ def as_rows(played: Sequence[Rehearsed], real_s: float) -> dict[str, Any]:
             "journal_sha256": each.journal_sha256,
             "longest_chain_hours": round(each.longest_chain_s / 3600, 4),
             "waves": each.waves,
-            "spares": each.nodes - each.ready,
+            "spares": each.spares,
             "causes": dict(each.causes),
             "failure_budget": each.failure_budget,
             "stopped_because": each.stopped_because,
@@ -77,10 +77,8 @@ def as_rows(played: Sequence[Rehearsed], real_s: float) -> dict[str, Any]:
 
 def print_report(played: Sequence[Rehearsed], spec: ClusterSpec, real_s: float) -> None:
     """What a person wants to know before the day."""
-    first, finishes = played[0], sorted(each.virtual_s for each in played)
-    middle = finishes[len(finishes) // 2]
-    spread = f" (over {len(played)} seeds: {hours(finishes[0])} to {hours(finishes[-1])})" if len(played) > 1 else ""
-    click.echo(f"predicted finish: {hours(middle)} after the start{spread}")
+    first = played[0]
+    click.echo(f"predicted finish: {finish(played)}")
     bound = f"at least {hours(first.lower_bound_s)} in {first.waves} waves; the slowest node alone {hours(first.longest_chain_s)}"
     click.echo(f"lower bound:      {bound}")
     ready = sorted(each.ready for each in played)
@@ -88,7 +86,7 @@ def print_report(played: Sequence[Rehearsed], spec: ClusterSpec, real_s: float) 
     if first.equipment:
         sound = min(each.equipment_ready for each in played)
         click.echo(f"equipment ready:  {sound} of {first.equipment} pieces{' in the worst history' if len(played) > 1 else ''}")
-    spares = max(each.nodes - each.ready for each in played)
+    spares = max(each.spares for each in played)
     click.echo(f"spares needed:    {spares}{' in the worst history' if len(played) > 1 else ''}")
     used = max(each.quarantined for each in played)
     click.echo(f"failure budget:   {used} used of {first.failure_budget}")
@@ -107,6 +105,20 @@ def print_report(played: Sequence[Rehearsed], spec: ClusterSpec, real_s: float) 
         feeds.append((feed, f"{peak_w / 1000:.1f}", f"{limit.limit_w / 1000:.1f}", f"{100 * peak_w / limit.limit_w:.0f} %"))
     print_table(("feed", "peak kW", "limit kW", "used"), feeds)
     click.echo(f"{first.events} events, digest {first.journal_sha256[:16]}; {real_s:.1f} s, {peak_rss_gib():.2f} GiB")
+
+
+def finish(played: Sequence[Rehearsed]) -> str:
+    """When it is over, with the spread over the seeds; a history that the breaker stopped has no finish."""
+    finishes = sorted(each.virtual_s for each in played if not each.stopped_because and each.is_at_rest)
+    if not finishes:
+        return "none, the rollout stops before its end" + (f" in all {len(played)} histories" if len(played) > 1 else "")
+    whole = f"{hours(finishes[len(finishes) // 2])} after the start"
+    if len(played) == 1:
+        return whole
+    counted = (
+        f"{len(finishes)} of {len(played)} seeds, the others stop" if len(finishes) < len(played) else f"{len(played)} seeds"
+    )
+    return f"{whole} (over {counted}: {hours(finishes[0])} to {hours(finishes[-1])})"
 
 
 def hours(seconds: float) -> str:

@@ -55,7 +55,11 @@ def draw_rehearsal(samples: Sequence[Sample], limits_w: Mapping[str, float], tit
     for number, (feed, limit_w) in enumerate(sorted(limits_w.items())):
         colour = f"C{number % 10}"
         below.plot(hours, [sample.feed_w.get(feed, 0.0) / 1000 for sample in samples], color=colour, label=f"feed {feed}")
-        below.axhline(limit_w / 1000, color=colour, linestyle="--", linewidth=1, label=f"limit of {feed}")
+        equal = [other for other, w in sorted(limits_w.items()) if w == limit_w]
+        if feed == equal[0]:
+            line = {"color": colour if len(equal) == 1 else "black", "linestyle": "--", "linewidth": 1}
+            below.axhline(limit_w / 1000, label=f"limit of {', '.join(equal)}" + (" each" if len(equal) > 1 else ""), **line)
+    below.margins(x=0)
     below.set(xlabel="hours", ylabel="reserved draw (kW)")
     below.set_ylim(bottom=0)
     below.grid(alpha=0.3)

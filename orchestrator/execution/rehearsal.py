@@ -81,6 +81,11 @@ class Rehearsed:
         return self.states.get(NodeState.READY, 0) + self.states.get(NodeState.ALLOCATED, 0)
 
     @property
+    def spares(self) -> int:
+        """Compute nodes that failed and wait for a person: so many spares would fill their places."""
+        return self.states.get(NodeState.QUARANTINED, 0)
+
+    @property
     def quarantined(self) -> int:
         """Machines that did not, and wait for a person; equipment counts against the same budget."""
         return sum(self.causes.values())
@@ -192,7 +197,8 @@ class Curves:
 
     def take(self) -> None:
         """Take a sample now."""
-        states = Counter(str(record.state) for record in self._controller.state.nodes.values())
+        records = self._controller.state.nodes.values()
+        states = Counter(str(record.state) for record in records if not record.is_equipment)
         book = self._controller.book
         feed_w = {feed: book.power.load_w(("feed", feed)) for feed in self._feeds} if book else {}
         self.samples.append(Sample(self._clock.now_s() - self._begin_s, dict(sorted(states.items())), feed_w))

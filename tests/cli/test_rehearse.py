@@ -39,6 +39,19 @@ def test_faults_cost_nodes_and_are_named(tmp_path: Path, capsys: pytest.CaptureF
     assert picture.read_text().startswith("<?xml")
 
 
+def test_a_history_that_stops_has_no_finish_and_its_unbegun_nodes_need_no_spares(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    profile = tmp_path / "bad-day.yaml"
+    profile.write_text("wrong_serial: 1.0\n")
+    assert run(["rehearse", str(SPECS / "example-32-dgx.yaml"), "--faults", str(profile)]) == 1
+    said = capsys.readouterr().out
+    assert "predicted finish: none, the rollout stops before its end" in said
+    found = rehearsed(capsys, str(SPECS / "example-32-dgx.yaml"), "--faults", str(profile))
+    causes = found["causes"]
+    assert isinstance(causes, dict) and int(str(found["spares"])) <= sum(causes.values()) < 32
+
+
 def test_a_feed_that_the_spec_lacks_is_told_with_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     profile = tmp_path / "bad-day.yaml"
     profile.write_text("feed_losses:\n  - {feed: Z, at_s: 60}\n")
