@@ -27,6 +27,18 @@ def recipe_of(spec: RunSpec, group: TensorGroup = ALONE) -> Recipe:
     )
 
 
+def gpu_problems(spec: RunSpec) -> list[str]:
+    """What the run asks for and this machine has no GPU for, each with the way out."""
+    if torch.cuda.is_available():
+        return []
+    problems = []
+    if spec.precision == "fp16":
+        problems.append("precision: fp16 needs a GPU, and torch finds none here; bf16 or fp32 run on a CPU too")
+    if spec.optimizer.fused:
+        problems.append("optimizer.fused: the fused Adam needs a GPU, and torch finds none here; set it to false")
+    return problems
+
+
 def parameter_groups(module: nn.Module, spec: RunSpec) -> list[dict[str, Any]]:
     """Weight decay on matrices; none on biases and norms, which have one dimension."""
     parameters = [p for p in module.parameters() if p.requires_grad]

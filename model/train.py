@@ -78,9 +78,12 @@ def _run(spec: RunSpec, ranks: RankEnvironment, report: Reporter, stop: StopRequ
             prepare(spec)
         from model.checkpoint import Checkpoints
         from model.engine import build_engine
+        from model.engine_config import gpu_problems
         from model.engine_ranks import PeerLost, as_peer_lost, join_ranks, leave_ranks
     except DataError as error:
         return _fail(ranks, error, ExitCode.BAD_DATA)
+    if problems := gpu_problems(spec):
+        return _fail(ranks, ContractError(tuple(problems)), ExitCode.BAD_RUN)
 
     try:
         with as_peer_lost():

@@ -26,7 +26,7 @@ VASWANI: dict[str, Any] = {
     "activation_checkpointing": "selective",
     "optimizer": {"kind": "adam", "schedule": "noam", "lr": 0.5, "warmup_steps": 4},
 }
-MODELS = {"gpt": GPT, "llama": LLAMA, "vaswani": VASWANI}
+MODELS = {"gpt": GPT, "llama": LLAMA, "vaswani": VASWANI, "plain": {}}
 """Tied and untied heads, every norm, position and activation, no, selective and full recomputation."""
 
 SINGLE = {"zero": 1}
@@ -67,9 +67,9 @@ def finish(launch: Launch) -> Launch:
     return launch
 
 
-def difference(one: Launch, other: Launch) -> tuple[float, float]:
-    """The largest relative difference of a loss, and of a gradient norm."""
-    pairs = [(one.curve()[step], other.curve()[step]) for step in range(1, STEPS + 1)]
+def difference(one: Launch, other: Launch, steps: int = STEPS) -> tuple[float, float]:
+    """The largest relative difference of a loss, and of a gradient norm, in the first steps."""
+    pairs = [(one.curve()[step], other.curve()[step]) for step in range(1, steps + 1)]
     losses, norms = (max(abs(a[part] - b[part]) / abs(a[part]) for a, b in pairs) for part in (0, 1))
     return losses, norms
 
@@ -94,3 +94,39 @@ def test_every_layout_has_the_losses_and_gradient_norms_of_one_rank(
     heldout = [line.heldout_loss for line in singles[model].steps()]
     assert [line.step for line in launch.steps() if line.heldout_loss is not None] == [10, 20]
     assert launch.steps()[-1].heldout_loss == pytest.approx(heldout[-1], rel=TOLERANCE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [{"data": 2, "zero": 2}, {"pipeline": 2, "tensor": 2, "zero": 1}], ids=name_of)
+def test_bf16_stays_near_the_losses_of_fp32_in_every_layout(
+    layout: dict[str, int], singles: dict[str, Launch], start: Launcher, runs: Path
+) -> None:
+    spec = tiny_spec(runs / f"bf16-{name_of(layout)}", layout=layout, steps=STEPS, precision="bf16")
+    launch = finish(start(spec))
+    losses, _ = difference(singles["plain"], launch)
+    # Later the weights have drifted apart, and norms follow them more than losses do.
+    _, norms = difference(singles["plain"], launch, steps=5)
+    print(f"bf16 {name_of(layout)}: losses {losses:.1e}, norms of five steps {norms:.1e}")
+    # A number keeps 8 bits, 4e-3 of itself; a mean over many keeps more.
+    assert 1e-6 < losses < 1e-3
+    assert norms < 1e-2
+
+
+@pytest.mark.slow
+def test_an_optimizer_in_the_hosts_memory_makes_the_same_updates(singles: dict[str, Launch], start: Launcher, runs: Path) -> None:
+    spec = tiny_spec(runs / "offload", layout={"data": 2, "zero": 2}, steps=STEPS, optimizer={"offload": True})
+    losses, norms = difference(singles["plain"], finish(start(spec)))
+    assert losses <= TOLERANCE
+    # DeepSpeed takes this norm in fp32, which torch's CPU sums to some 1e-5 only; nothing is clipped by that much.
+    assert norms <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"precision": "fp16"}, "precision: fp16 needs a GPU"), ({"optimizer": {"fused": True}}, "the fused Adam needs a GPU")],
+)
+def test_what_needs_a_gpu_is_refused_without_one(changes: dict[str, Any], words: str, start: Launcher, runs: Path) -> None:
+    launch = start(tiny_spec(runs / f"no-gpu-{next(iter(changes))}", **changes))
+    assert launch.wait() == [ExitCode.BAD_RUN]
+    assert words in launch.say()
+    assert launch.steps() == []
