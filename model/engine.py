@@ -207,7 +207,7 @@ class FlatEngine(Engine):
         for parameter in self._deepspeed.module.parameters():
             is_shard = getattr(parameter, "tensor_model_parallel", False)
             if parameter.grad is not None and (is_shard or group.rank == 0):
-                square += parameter.grad.double().norm() ** 2
+                square += torch.linalg.vector_norm(parameter.grad, dtype=torch.float64) ** 2
         if group.size > 1:
             dist.all_reduce(square, group=group.group)
         return square.sqrt()
