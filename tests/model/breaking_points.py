@@ -12,13 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from model import background, checkpoint, guard, manifest
+import torch
+
+from model import background, checkpoint, engine, guard, manifest
 
 
 def arm(name: str) -> None:
     point, _, rank = name.partition("@")
     if not rank or rank == os.environ["RANK"]:
-        {**POINTS, "a jump in step 3": _jump_in_step_3}[point]()
+        {**POINTS, **MID_RUN, "a jump in step 3": _jump_in_step_3}[point]()
 
 
 def die() -> None:
@@ -75,6 +77,14 @@ def _jump_in_step_3() -> None:
 
 
 # The first save deletes nothing.
+MID_RUN: dict[str, Callable[[], None]] = {
+    "before the first step": lambda: _second_time(engine.Engine, "train_step", _before, calls_before=0),
+    "in step 5, between gradients and update": lambda: _second_time(engine.Engine, "_judge", _before, calls_before=4),
+    # The optimizer is called for each of its two groups of parameters.
+    "in step 7, in the middle of an update": lambda: _second_time(torch.optim.AdamW, "step", _after, calls_before=12),
+    "in the evaluation after step 8": lambda: _second_time(engine.FlatEngine, "evaluate", _after, calls_before=3),
+}
+"""When nothing is being saved, or something may be."""
 POINTS: dict[str, Callable[[], None]] = {
     "before the copy": lambda: _second_time(background.BackgroundFile, "start", _before),
     "in the middle of a file": lambda: _second_time(background, "save_file", _half_a_file),

@@ -66,6 +66,9 @@ PROBLEMS = [
     ({"model": {"dropout": 1.0}}, "model.dropout: is 1.0", "below 1"),
     ({"optimizer": {"warmup_steps": 9}}, "is 9, more than the run's 5 steps", "at most 5"),
     ({"optimizer": {"schedule": "cosin"}}, "optimizer.schedule: is 'cosin'", "cosine or linear or constant or noam"),
+    ({"guard": {"on_nan": "ignore"}}, "guard.on_nan: is 'ignore'", "stop or skip"),
+    ({"guard": {"spike_deviations": 0.5}}, "guard.spike_deviations: is 0.5", "at least 1"),
+    ({"data": {"corpus": "texts"}}, "data.corpus: is texts", "with a slash in it: ./texts"),
     ({"optimizer": {"lr": 0}}, "optimizer.lr: is 0.0", "above 0"),
     ({"optimizer": {"betas": [0.9]}}, "optimizer.betas: must be a list of 2 numbers", ""),
     ({"optimizer": {"betas": [0.9, "x"]}}, "optimizer.betas[1]: must be a number, not a text", ""),
@@ -82,7 +85,7 @@ PROBLEMS = [
 @pytest.mark.parametrize(("changes", "what", "way_out"), PROBLEMS, ids=[what for _, what, _ in PROBLEMS])
 def test_a_run_that_cannot_be_is_refused_with_its_numbers_and_a_way_out(changes: dict[str, Any], what: str, way_out: str) -> None:
     run = {"step": None, **tiny_run(Path("x"))} if "step" in changes else tiny_run(Path("x"))
-    run.update({k: {**run[k], **v} if isinstance(v, dict) else v for k, v in changes.items()})
+    run.update({k: {**run.get(k, {}), **v} if isinstance(v, dict) else v for k, v in changes.items()})
     (problem,) = problems_of(run)
     assert what in problem
     assert way_out in problem

@@ -1,4 +1,7 @@
-"""kill -9 at every point of a save: the checkpoint before stays in force, and the resumed curve is the undisturbed one."""
+"""kill -9 in a run and at every point of a save: the resumed curve is the undisturbed one.
+
+A save that did not reach its end leaves the checkpoint before in force.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from breaking_points import POINTS
+from breaking_points import MID_RUN, POINTS
 from training_launch import Launch, Launcher, tiny_spec
 
 from model.contract import ExitCode, RunSpec, newest_complete
@@ -26,6 +29,7 @@ def a_spec(runs: Path, name: str, **layout: int) -> RunSpec:
         layout=layout,
         model={"dropout": 0.1},
         steps=STEPS,
+        evaluate_every_steps=2,
         checkpoint={"every_steps": EVERY, "keep": 1},
     )
 
@@ -41,30 +45,39 @@ def undisturbed(start: Launcher, runs: Path) -> Launch:
 @pytest.fixture(scope="module")
 def killed(undisturbed: Launch, start: Launcher, runs: Path) -> dict[str, Launch]:
     """One run for each point, all at once."""
-    return {point: start(a_spec(runs, point), point) for point in POINTS}
+    return {point: start(a_spec(runs, point), point) for point in (*POINTS, *MID_RUN)}
 
 
 @pytest.fixture(scope="module")
-def resumed(killed: dict[str, Launch], start: Launcher) -> dict[str, Launch]:
-    """The same runs again, after all have died and left their checkpoints to be looked at."""
+def left(killed: dict[str, Launch]) -> dict[str, int]:
+    """Steps of the newest checkpoint that each of them left, once all have died; 0 for none."""
+    steps = {}
     for point, launch in killed.items():
         assert launch.wait() == [-signal.SIGKILL], f"{point}: {launch.say()}"
         choice = newest_complete(Path(launch.spec.checkpoint.directory))
-        assert choice is not None
-        assert choice.manifest.step == (6 if point in PUBLISHED else 3), point
-    return {point: start(replace(launch.spec, resume=True)) for point, launch in killed.items()}
+        steps[point] = choice.manifest.step if choice else 0
+    return steps
+
+
+@pytest.fixture(scope="module")
+def resumed(killed: dict[str, Launch], left: dict[str, int], start: Launcher) -> dict[str, Launch]:
+    return {point: start(replace(killed[point].spec, resume=True)) for point in left}
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_a_run_killed_during_a_save_resumes_as_if_nothing_had_happened(
-    point: str, undisturbed: Launch, resumed: dict[str, Launch]
+def test_a_save_that_did_not_reach_its_end_does_not_count(point: str, left: dict[str, int]) -> None:
+    assert left[point] == (6 if point in PUBLISHED else 3)
+
+
+@pytest.mark.parametrize("point", (*POINTS, *MID_RUN))
+def test_a_killed_run_resumes_as_if_nothing_had_happened(
+    point: str, undisturbed: Launch, left: dict[str, int], resumed: dict[str, Launch]
 ) -> None:
-    launch = resumed[point]
+    launch, from_step = resumed[point], left[point]
     assert launch.wait() == [0], launch.say()
     started = launch.events("started")[-1]
-    from_step = 6 if point in PUBLISHED else 3
-    before = [line.step for line in launch.lines()[: launch.lines().index(started)] if line.step]
-    assert (started.detail["from_step"], started.detail["steps_lost"]) == (from_step, max(before) - from_step)
+    before = [step.step for step in launch.steps()[: -(STEPS - from_step)]]
+    assert (started.detail["from_step"], started.detail["steps_lost"]) == (from_step, max(before, default=0) - from_step)
     assert started.detail["skipped_checkpoints"] == []
     assert launch.curve() == undisturbed.curve()
     assert launch.steps()[-1].heldout_loss == undisturbed.steps()[-1].heldout_loss

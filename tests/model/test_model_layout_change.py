@@ -122,3 +122,18 @@ def test_the_weights_of_every_layout_are_one_plain_models(
         # Adam moves a weight by about lr however small its gradient is, so that single ones may differ by more.
         for (name, one), other in zip(loaded.named_parameters(), wanted.parameters(), strict=True):
             assert (one - other).abs().mean() < 1e-5, f"{model} {source} to {target}: {name}"
+
+
+@pytest.mark.parametrize("layout", ["zero1 x2", "zero3 x2", "stages2"])
+def test_a_bf16_run_resumes_bit_for_bit(layout: str, start: Launcher, runs: Path) -> None:
+    """The weights that a step sees are the fp32 ones rounded, so these are all a checkpoint needs."""
+
+    def a_run(folder: str, steps: int, **changes: Any) -> RunSpec:
+        return replace(a_spec(runs / f"bf16-{layout}-{folder}", "gpt", layout, steps), precision="bf16", **changes)
+
+    whole, half = start(a_run("whole", 6)), start(a_run("halves", 3))
+    assert set(half.wait()) == {0}, half.say()
+    again = start(a_run("halves", 6, resume=True))
+    assert set(again.wait()) == {0}, again.say()
+    assert set(whole.wait()) == {0}, whole.say()
+    assert again.curve() == whole.curve()

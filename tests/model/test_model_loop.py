@@ -12,12 +12,13 @@ import pytest
 from training_launch import tiny_spec
 
 from model.checkpoint import Saved
-from model.contract import EventLine, ExitCode, Heartbeat, ProgressLine, read_progress
+from model.contract import CheckpointChoice, EventLine, ExitCode, Heartbeat, ProgressLine, read_progress
 from model.corpus import Corpus, CorpusFacts
 from model.data import Batch
 from model.guard import Guard, Verdict
+from model.peak import peak_tflops
 from model.progress import Reporter
-from model.resumption import Resumption
+from model.resumption import Resumption, manifest_for
 from model.tokens import Tokens
 from model.train import StopRequest, train
 
@@ -95,6 +96,7 @@ def run(
     *,
     stop: StopRequest | None = None,
     resumption: Resumption | None = None,
+    peak_tflops: float | None = None,
     **changes: Any,
 ) -> tuple[ExitCode, list[ProgressLine | EventLine]]:
     spec = tiny_spec(folder / "run", **changes)
@@ -114,11 +116,50 @@ def run(
     tokens = Tokens.of([np.arange(1000, dtype=np.uint16) % 512])
     corpus = Corpus(facts, tokens, tokens, folder)
     report = Reporter(spec, 0)
+    report.peak_tflops = peak_tflops
     checkpoints: Any = FakeCheckpoints()
     fake: Any = engine
     code = train(spec, fake, corpus, checkpoints, resumption or Resumption(None, ()), report, stop or StopRequest())
     report.close()
     return code, read_progress(spec.progress_path(0).read_text())
+
+
+def test_a_line_tells_where_the_time_went_and_what_share_of_the_peak_that_is(tmp_path: Path) -> None:
+    _, lines = run(tmp_path, FakeEngine(), evaluate_every_steps=2, checkpoint={"every_steps": 2}, peak_tflops=0.001)
+    steps = [line for line in lines if isinstance(line, ProgressLine)]
+    usual = {"data", "forward_backward", "update", "checkpoint"}
+    # A save is told in the line after it.
+    assert [step.phases_s.keys() - usual for step in steps] == [set(), {"evaluate"}, set(), {"evaluate"}, {"evaluate"}]
+    assert steps[0].phases_s["forward_backward"] == 0.75
+    assert steps[0].step_s == 1.0
+    assert steps[0].mfu == pytest.approx(steps[0].tflops_per_s / 0.001)
+    _, lines = run(tmp_path / "no-peak", FakeEngine())
+    assert isinstance(lines[1], ProgressLine)
+    assert lines[1].mfu is None
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "peak"),
+    [("NVIDIA H200", "bf16", 989.4), ("NVIDIA H100 PCIe", "bf16", 756.5), ("NVIDIA H200", "fp32", None), ("GTX", "bf16", None)],
+)
+def test_a_peak_is_told_only_where_it_is_known(name: str, precision: str, peak: float | None) -> None:
+    assert peak_tflops(name, precision) == peak
+
+
+def test_a_resumed_run_judges_by_the_losses_before_it(tmp_path: Path) -> None:
+    spec = tiny_spec(tmp_path / "run")
+    guard = Guard(spec.guard)
+    for _ in range(40):
+        guard.judge(1.0, 0.5)
+    engine = FakeEngine({4: 3.0})
+    engine.notes = {"guard": guard.to_json()}
+    folder = tmp_path / "step-000003"
+    choice = CheckpointChoice(folder, manifest_for(spec, step=3, files=()), ())
+    code, lines = run(tmp_path, engine, resumption=Resumption(choice, ()), guard={"on_spike": "stop"})
+    assert code is ExitCode.LOSS_SPIKE
+    assert engine.done == ["load step-000003", "step 4"]
+    (spike,) = [line for line in lines if isinstance(line, EventLine) and line.event == "spike"]
+    assert (spike.step, spike.detail["action"]) == (4, "stop")
 
 
 def test_evaluations_and_checkpoints_come_when_due_and_at_the_end(tmp_path: Path) -> None:

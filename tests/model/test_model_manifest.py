@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from training_launch import PROJECT
 
 from model.contract import Manifest, ManifestError, newest_complete, verify_manifest, write_manifest
 from model.manifest import damaged_checkpoints, describe_file, files_in, step_folder_name
@@ -107,3 +109,9 @@ def test_steps_sort_as_numbers_when_they_outgrow_their_digits(tmp_path: Path) ->
     choice = newest_complete(tmp_path)
     assert choice is not None
     assert choice.manifest.step == 1_000_000
+
+
+def test_nothing_of_a_checkpoint_is_unpickled() -> None:
+    """What is read is safetensors and JSON; a pickle would run code of whoever wrote it."""
+    for path in (PROJECT / "model").rglob("*.py"):
+        assert not re.search(r"torch\.load|import pickle|load_checkpoint\(", path.read_text()), path
