@@ -382,6 +382,8 @@ def state_bytes_per_rank(parameters: int, *, zero_stage: int, data_ranks: int, p
         raise ValueError(f"precision {precision!r} is unknown; choose {' or '.join(BYTES_PER_PARAMETER)}")
     share = -(-parameters // data_ranks)
     parameter, gradient, optimizer = BYTES_PER_PARAMETER[precision]
+    if precision == "fp32" and zero_stage in (1, 2):
+        optimizer += parameter  # DeepSpeed clones its partition as masters whatever its type; stage 3 updates fp32 in place
     return StateBytes(
         parameters_bytes=parameter * (share if zero_stage >= 3 else parameters),
         gradients_bytes=gradient * (share if zero_stage >= 2 else parameters),

@@ -8,6 +8,7 @@ import click
 from orchestrator import wiring
 from orchestrator.cli.output import print_json, print_table
 from orchestrator.domain.run_row import RunRow
+from orchestrator.planning.parallel.calibration import HeldBack, held_back
 from orchestrator.planning.parallel.leave_out import WAYS, LeftOut
 from orchestrator.planning.parallel.refit import Refit, as_modules, refit
 from orchestrator.planning.parallel.scoring import Score, mean_error
@@ -54,13 +55,21 @@ def fit(rows: tuple[Path, ...], output: Path, date: str) -> int:
 def bench(rows: tuple[Path, ...], output: Path, as_json: bool) -> int:
     """Fit on the CSV files ROWS with a fifth held back, five times over, and score the rows held back. Takes minutes."""
     measured = _read(rows)
+    own = _own_runs(output / "own_runs.csv")
     if not measured:
-        click.echo("no measured runs to fit: `make bench-planner` wants them in ../shared/data; nothing was measured", err=True)
+        click.echo("no published runs were given: `make bench-planner` takes ../shared/data/published_runs*.csv", err=True)
+        if as_json:
+            print_json({"own_runs": [asdict(run) for run in own]})
+        else:
+            _tell_own(own)
         return 0
     done = refit(measured, tuple(WAYS))
     predicted = predict_rows(done.study, done.tables)
     scored = score(done.study, predicted, done.log_step, done.log_memory)
-    data = _as_data(scored) | {"left_out": {way: _left_out_data(found) for way, found in done.left_out.items()}}
+    data = _as_data(scored) | {
+        "own_runs": [asdict(run) for run in own],
+        "left_out": {way: _left_out_data(found) for way, found in done.left_out.items()},
+    }
     wiring.planner_files().write_json(output / "held_back.json", data)
     _draw(done, output)
     if as_json:
@@ -72,7 +81,32 @@ def bench(rows: tuple[Path, ...], output: Path, as_json: bool) -> int:
         ("held back at once", "groups", "mean error", "median", "p90", "worst groups"),
         [_left_out_line(found) for found in done.left_out.values()],
     )
+    _tell_own(own)
     return 0
+
+
+def _own_runs(path: Path) -> list[HeldBack]:
+    """Runs measured with this project's own model, each held back from a calibration on the others."""
+    return held_back(wiring.read_run_rows(path)) if path.exists() else []
+
+
+def _tell_own(own: list[HeldBack]) -> None:
+    if not own:
+        return
+    click.echo("\nown runs, each predicted by a calibration on the others:")
+    print_table(
+        ("run", "measured s", "uncalibrated s", "calibrated s", "error", "90% interval"),
+        [
+            (
+                *(run.run, f"{run.measured_s:.3f}", f"{run.before_s:.3f}", f"{run.after_s:.3f}"),
+                *(f"{100 * (run.after_s / run.measured_s - 1):+.1f}%", f"{run.low_s:.3f}-{run.high_s:.3f}"),
+            )
+            for run in own
+        ],
+    )
+    for word, predicted in (("before", [run.before_s for run in own]), ("after", [run.after_s for run in own])):
+        errors = [abs(s / run.measured_s - 1) for s, run in zip(predicted, own, strict=True)]
+        click.echo(f"mean error {word} calibration: {100 * sum(errors) / len(errors):.1f}%")
 
 
 def _read(paths: tuple[Path, ...]) -> list[RunRow]:

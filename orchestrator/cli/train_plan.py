@@ -9,13 +9,22 @@ import click
 from orchestrator import wiring
 from orchestrator.cli.output import print_json, print_table
 from orchestrator.domain.errors import BadInput
-from orchestrator.domain.layout import Fits, Prediction
+from orchestrator.domain.layout import Fits, Layout, Prediction
 from orchestrator.domain.run_row import RunMeasured, RunRow
 from orchestrator.domain.spec import ClusterSpec
+from orchestrator.planning.parallel.advice import changes_that_fit
 from orchestrator.planning.parallel.calibration import SKIPPED_STEPS, calibrate, calibrated
-from orchestrator.planning.parallel.cluster import GpuCluster, PlanJob, cluster_by_hand, cluster_of, plan_job_of, shape_of
-from orchestrator.planning.parallel.planner import Plan, other_fleets, plan
-from orchestrator.planning.parallel.rows import inputs_of_job
+from orchestrator.planning.parallel.cluster import (
+    GpuCluster,
+    PlanJob,
+    cluster_by_hand,
+    cluster_of,
+    plan_job_of,
+    shape_of,
+)
+from orchestrator.planning.parallel.planner import Plan, other_fleets, plan, predict
+from orchestrator.planning.parallel.rows import inputs_of_job, layout_of_job
+from orchestrator.planning.parallel.search import Limits
 from orchestrator.planning.parallel.validation import FITTED, Tables
 from orchestrator.planning.power_caps import caps_of
 
@@ -27,7 +36,7 @@ CAP_SHARES = (0.9, 0.8, 0.7, 0.6)
 @click.argument("job", type=click.Path(path_type=Path))
 @click.option("--spec", type=click.Path(path_type=Path), help="The cluster's spec; or say --gpu.")
 @click.option("--gpu", help="GPU type, such as H100-80G, where there is no spec.")
-@click.option("--gpus-per-node", type=click.IntRange(min=1), default=8, show_default=True, help="With --gpu.")
+@click.option("--gpus-per-node", type=click.IntRange(min=1), help="With --gpu. Left out: 8; with --as-written the job's ranks.")
 @click.option("--nodes", type=click.IntRange(min=1), help="Nodes to plan for. Left out: the job's.")
 @click.option("--network-gbit", type=click.FloatRange(min=1), help="Gbit/s per node. Left out: the vendor's reference system.")
 @click.option("--preset", help="A published model shape instead of the job's, such as llama-70b.")
@@ -35,6 +44,8 @@ CAP_SHARES = (0.9, 0.8, 0.7, 0.6)
     "--framework", default="rackray", show_default=True, help="Whose layouts: rackray, megatron-core, nemo, torchtitan, ..."
 )
 @click.option("--precision", help="bf16, fp16, fp32, fp8 or fp4. Left out: the job's.")
+@click.option("--offload", is_flag=True, help="Also layouts that keep the optimizer's state in the host's memory.")
+@click.option("--as-written", is_flag=True, help="Only the job's own layout: whether it fits, what it takes, what would help.")
 @click.option(
     "--power-cap",
     type=click.FloatRange(min=50),
@@ -59,7 +70,12 @@ def plan_layouts(job: Path, preset: str | None, framework: str, precision: str |
     shape = shape_of(loaded.job, preset)
     asked = plan_job_of(loaded.job, shape, precision, framework)
     tables = _tables()
-    found = _best_plan(asked, _cluster(loaded.job.nodes, rest), rest["objective"], rest["top"], tables)
+    each = rest["gpus_per_node"] or (loaded.job.ranks_per_node if rest["as_written"] else 8)
+    cluster = _cluster(loaded.job.nodes, {**rest, "gpus_per_node": each})
+    if rest["as_written"]:
+        return _as_written(asked, cluster, layout_of_job(loaded.job.model_dump(mode="json")), tables, rest["as_json"])
+    limits = Limits(offload=(False, True) if rest["offload"] else (False,))
+    found = _best_plan(asked, cluster, limits, rest, tables)
     if rest["explain"] and rest["output"]:
         wiring.planner_files().draw_terms(rest["output"], f"{job.name}: seconds per step", *_bars(found))
     if rest["as_json"]:
@@ -142,12 +158,30 @@ def _capped_by_spec(cluster: GpuCluster, spec: ClusterSpec) -> GpuCluster:
     return replace(cluster, gpu_power_cap_w=lowest.gpu_w)
 
 
-def _best_plan(job: PlanJob, cluster: GpuCluster, objective: str, top: int, tables: Tables) -> Plan:
-    if objective == "time":
-        return plan(job, cluster, keep=top, tables=tables)
+def _as_written(job: PlanJob, cluster: GpuCluster, layout: Layout, tables: Tables, as_json: bool) -> int:
+    """Exit 1 where the layout does not fit."""
+    found = predict(job, cluster, layout, tables)
+    helps = [] if found.fits is Fits.YES else changes_that_fit(job, cluster, layout, tables)
+    if as_json:
+        print_json({**asdict(found), "helps": helps})
+    else:
+        print_table(HEADERS, [_line(found)])
+        _tell_run(found, job)
+    if found.fits is not Fits.YES:
+        verdict = "may not fit" if found.fits is Fits.TIGHT else "does not fit"
+        need, have = found.memory_bytes / 2**30, found.gpu_memory_bytes / 2**30
+        way_out = f"needs {', or '.join(helps)}" if helps else "no single change makes it fit: plan without --as-written"
+        click.echo(f"{layout} {verdict}: {need:.1f} of {have:.1f} GiB; {way_out}", err=True)
+    return 1 if found.fits is Fits.NO else 0
+
+
+def _best_plan(job: PlanJob, cluster: GpuCluster, limits: Limits, asked: dict[str, Any], tables: Tables) -> Plan:
+    top = asked["top"]
+    if asked["objective"] == "time":
+        return plan(job, cluster, limits, keep=top, tables=tables)
     most = cluster.gpu_power_cap_w or cluster.gpu.power_w
     caps = [most, *(cap for share in CAP_SHARES if (cap := cluster.gpu.power_w * share) < most)]
-    plans = [plan(job, replace(cluster, gpu_power_cap_w=cap), keep=top, tables=tables) for cap in caps]
+    plans = [plan(job, replace(cluster, gpu_power_cap_w=cap), limits, keep=top, tables=tables) for cap in caps]
     return min(plans, key=lambda found: found.best.run_kwh)
 
 
@@ -160,11 +194,17 @@ def _tell(found: Plan) -> None:
     )
     if best.fits is not Fits.YES:
         click.echo("none fits for certain: try the first with a few steps before relying on it", err=True)
-    headers = ("layout", "step s", "90% of runs", "tokens/s", "MFU", "GiB", "fits", "kW/node", "kept", "days")
-    print_table(headers, [_line(prediction) for prediction in found.ranked])
+    print_table(HEADERS, [_line(prediction) for prediction in found.ranked])
+    _tell_run(best, found.job)
+
+
+HEADERS = ("layout", "step s", "90% of runs", "tokens/s", "MFU", "GiB", "fits", "kW/node", "kept", "run")
+
+
+def _tell_run(best: Prediction, job: PlanJob) -> None:
     lost = ", ".join(f"{100 * share:.1f}% {_LOST[name]}" for name, share in best.lost.items())
     click.echo(
-        f"{found.job.steps} steps take {best.run_s / 86_400:.2f} days and {best.run_kwh:,.1f} kWh; {100 * best.goodput:.1f}% "
+        f"{job.steps} steps take {_span(best.run_s)} and {best.run_kwh:,.1f} kWh; {100 * best.goodput:.1f}% "
         f"of the time is kept, {lost}, with a checkpoint every {best.checkpoint_every_s / 60:.0f} min"
     )
 
@@ -183,8 +223,16 @@ def _line(row: Prediction) -> tuple[str, ...]:
         str(row.fits),
         f"{row.node_power_w / 1000:.1f}",
         f"{100 * row.goodput:.1f}%",
-        f"{row.run_s / 86_400:.3g}",
+        _span(row.run_s),
     )
+
+
+def _span(seconds: float) -> str:
+    """A time in the unit that shows it best."""
+    for unit_s, unit in ((86_400.0, "days"), (3600.0, "h"), (60.0, "min")):
+        if seconds >= 2.0 * unit_s:
+            return f"{seconds / unit_s:.1f} {unit}"
+    return f"{seconds:.3g} s"
 
 
 def _explain(found: Plan, fleets: list[tuple[int, Prediction]]) -> None:
@@ -199,14 +247,14 @@ def _explain(found: Plan, fleets: list[tuple[int, Prediction]]) -> None:
     print_table(("part", "#1"), [(name, f"{size / 2**30:.2f}") for name, size in best.memory_parts_bytes.items()])
     click.echo("\nfleets of other sizes, failures included:")
     print_table(
-        ("nodes", "layout", "step s", "kept", "days", "MWh"),
+        ("nodes", "layout", "step s", "kept", "run", "MWh"),
         [
             (
                 str(nodes),
                 str(row.layout),
                 f"{row.step_s:.3f}",
                 f"{100 * row.goodput:.1f}%",
-                f"{row.run_s / 86_400:.3g}",
+                _span(row.run_s),
                 f"{row.run_kwh / 1e3:.3g}",
             )
             for nodes, row in sorted([*fleets, (found.cluster.nodes, best)])

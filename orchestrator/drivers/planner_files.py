@@ -63,8 +63,9 @@ def draw_scatter(path: Path, title: str, points: Mapping[str, tuple[Sequence[flo
     axes.plot(ends, ends, color="black", linewidth=0.8)
     for factor in (0.9, 1.1):
         axes.plot(ends, [end * factor for end in ends], color="grey", linewidth=0.6, linestyle="--")
-    for name, (measured, predicted) in points.items():
-        axes.plot(measured, predicted, "o", markersize=3, alpha=0.6, label=f"{name} ({len(measured)})")
+    for index, (name, (measured, predicted)) in enumerate(points.items()):
+        color, marker, label = f"C{index % 10}", "os^"[index // 10 % 3], f"{name} ({len(measured)})"
+        axes.plot(measured, predicted, marker, color=color, markersize=3, alpha=0.6, label=label)
     axes.set(
         xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel=f"measured ({unit})", ylabel=f"predicted ({unit})", title=title
     )
@@ -77,16 +78,17 @@ def draw_terms(path: Path, title: str, layouts: Sequence[str], terms: Mapping[st
     # As above.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 1.6 + 0.45 * len(layouts)), dpi=110, layout="constrained")
+    figure = Figure(figsize=(9, 2.2 + 0.45 * len(layouts)), dpi=110, layout="constrained")
     axes = figure.add_subplot()
     left = [0.0] * len(layouts)
-    for name, seconds in terms.items():
-        axes.barh(range(len(layouts)), seconds, left=left, label=name.replace("_", " "))
+    for index, (name, seconds) in enumerate(terms.items()):
+        hatch = "//" if index >= 10 else None
+        axes.barh(range(len(layouts)), seconds, left=left, label=name.replace("_", " "), color=f"C{index % 10}", hatch=hatch)
         left = [at + width for at, width in zip(left, seconds, strict=True)]
     axes.set_yticks(range(len(layouts)), layouts, fontsize=7)
     axes.invert_yaxis()
     axes.set(xlabel="seconds per step", title=title)
-    axes.legend(fontsize=7, ncols=4, loc="lower right")
+    figure.legend(*axes.get_legend_handles_labels(), fontsize=7, ncols=6, loc="outside lower center")
     return _save(figure, path)
 
 

@@ -2,8 +2,9 @@
 
     python -m tests.benchmarks.own_runs -o orchestrator/planning/parallel/bench/own_runs.csv --machine "2 shared x86 cores"
 
-Each run's step time is the lower quartile of its steps after the first fifth: on a machine that others use too, what a step takes
-when it is least disturbed. Rows have the columns of `rackray planner validate`.
+Each run's step time is that of its fastest step after the first fifth: on a machine that others use too, a step that was least
+disturbed. On a busy machine the numbers are worth little: run it on a quiet one. Rows have the columns of
+`rackray planner validate`.
 """
 
 import argparse
@@ -91,8 +92,8 @@ def _row(index: int, name: str, layout: dict[str, int], micro: int, machine: str
             "gpus_per_node": pipeline * data,
         },
         **{"dp": data, "tp": 1, "pp": pipeline, "cp": 1, "zero_stage": layout["zero"], "micro_batch": micro, "global_batch": 16},
-        **{"act_ckpt": "none", "precision": "fp32", "step_time_s": f"{times[len(times) // 4]:.4f}"},
-        **{"mem_gb_per_gpu": "", "mem_kind": "", "notes": f"{machine}, {today}; {STEPS} steps, lower quartile"},
+        **{"act_ckpt": "none", "precision": "fp32", "step_time_s": f"{times[0]:.4f}"},
+        **{"mem_gb_per_gpu": "", "mem_kind": "", "notes": f"{machine}, {today}; {STEPS} steps, the fastest"},
     }
 
 

@@ -19,7 +19,7 @@ from orchestrator.planning.parallel.fitting import Free, fit
 from orchestrator.planning.parallel.memory import with_recompute
 from orchestrator.planning.parallel.step_time import step_time
 from orchestrator.planning.parallel.study import study_of
-from orchestrator.planning.parallel.validation import FITTED, Tables
+from orchestrator.planning.parallel.validation import FITTED, Tables, predict_rows
 
 SPREADS: Mapping[str, float] = {"pace": 3.0, "launch_s": 0.7, "step_fixed_s": 1.0, "network_reach": 0.7, "nvlink_reach": 0.5}
 LEAST_WIDTH = 0.05
@@ -72,6 +72,36 @@ def calibrate(rows: Sequence[RunRow], tables: Tables = FITTED) -> Calibration:
         intervals |= {f"{family}|{software}{fabric}": (-width, width) for fabric in ("", *(f"@{name}" for name in FABRICS))}
     after = float(np.mean(np.abs(np.expm1(found.log_errors))))
     return Calibration(values, intervals, size, float(np.mean(np.abs(np.expm1(before)))), after)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldBack:
+    """One own run, predicted before any calibration and by a calibration with all runs but this one."""
+
+    run: str
+    measured_s: float
+    before_s: float
+    after_s: float
+    low_s: float
+    """Of the calibrated prediction's interval."""
+    high_s: float
+
+
+def held_back(rows: Sequence[RunRow], tables: Tables = FITTED) -> list[HeldBack]:
+    """What calibration is worth: each usable run predicted by a calibration on the others. Raises BadInput below two of them."""
+    study = study_of(rows)
+    used = [row for row, step_s in zip(study.rows, study.step_s.tolist(), strict=True) if np.isfinite(step_s)]
+    if len(used) < 2:
+        raise BadInput(f"{len(used)} usable runs cannot be held back from each other", "give at least two measured runs")
+    found = []
+    for i, row in enumerate(used):
+        one, others = study_of([row]), [*used[:i], *used[i + 1 :]]
+        fitted = calibrate(others, tables)
+        after = predict_rows(one, calibrated(tables, fitted.values, fitted.intervals))
+        before_s, after_s = (float(found_s[0]) for found_s in (predict_rows(one, tables).step_s, after.step_s))
+        ends_s = (after_s * float(after.low[0]), after_s * float(after.high[0]))
+        found.append(HeldBack(row.id, float(one.step_s[0]), before_s, after_s, *ends_s))
+    return found
 
 
 def calibrated(tables: Tables, values: Mapping[str, Mapping[str, float]], intervals: Mapping[str, tuple[float, float]]) -> Tables:

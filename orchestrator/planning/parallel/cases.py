@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 RECOMPUTE = {"none": 0, "selective": 1, "full": 2}
+SELECTS = {"half": 0, "core": 1, "activation": 2}
 SCHEDULES = {"1f1b": 0, "zb-1p": 1, "zb-2p": 2, "zb-v": 3, "zb-v-half": 4, "zb-v-min": 5}
 
 
@@ -25,6 +26,8 @@ class Case:
     vocab: float
     seq: float
     """Tokens."""
+    attended: float
+    """Of the sequence, the share that one document takes: less than 1 where short samples are packed into one sequence."""
     gated: float
     """1: three feed-forward matrices, 0: two."""
     tied: float
@@ -40,6 +43,8 @@ class Case:
     """Sequences per micro-batch and replica."""
     recompute: float
     """Code of RECOMPUTE; -1: whatever memory forces to."""
+    selects: float
+    """Code of SELECTS: what selective recomputation drops and repeats."""
     schedule: float
     """Code of SCHEDULES."""
     offload: float

@@ -65,8 +65,8 @@ def context_s(cases: Cases, k: Constants) -> Floats:
 
 def boundary_s(cases: Cases, k: Constants) -> Floats:
     """One hidden state from stage to stage, seconds: over NVLink, under one leaf, or over the spine."""
-    size = cases.micro * cases.seq / cases.cp * cases.hidden * 2.0
-    size = size / np.where(cases.sequence_parallel > 0, cases.tp, 1.0)
+    # Each tensor rank sends its part (Narayanan et al. 2021, section 4.1; DeepSpeed's pipeline engine does the same).
+    size = cases.micro * cases.seq / cases.cp * cases.hidden * 2.0 / cases.tp
     apart = cases.dp * cases.tp * cases.cp
     inside = apart * cases.pp <= cases.domain
     over_spine = np.minimum(apart / cases.leaf_gpus, 1.0)

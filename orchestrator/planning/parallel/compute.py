@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from orchestrator.planning.parallel.cases import Cases, Floats
+from orchestrator.planning.parallel.cases import SELECTS, Cases, Floats
 from orchestrator.planning.parallel.constants import Constants
 
 BYTES_16 = 2.0
@@ -43,9 +43,10 @@ def layer_time(cases: Cases, k: Constants) -> LayerTime:
     passes = _memory_bound(cases, k, rows)
     forward = forward_matmul + forward_attention + passes
     full, selective = cases.recompute >= 2, cases.recompute == 1
-    recompute = np.where(
-        full, forward, np.where(selective, forward_attention + 0.3 * passes + k.selective_share * forward_matmul, 0.0)
-    )
+    again = np.where(cases.selects == SELECTS["half"], k.selective_share * forward_matmul, 0.0)
+    again = again + np.where(cases.selects == SELECTS["core"], 0.0, 0.3 * passes)
+    again = again + np.where(cases.selects == SELECTS["activation"], 0.0, forward_attention)
+    recompute = np.where(full, forward, np.where(selective, again, 0.0))
     floor = k.launch_s * np.where(full, 4.0, 3.0) / 3.0 * (1.0 + k.launch_jitter * ((cases.tp - 1.0) / 7.0) ** 2)
     return LayerTime(
         matmul_s=3.0 * forward_matmul * k.backward_matmul,
@@ -96,7 +97,7 @@ def _attention(cases: Cases, k: Constants) -> tuple[Floats, Floats]:
     Flash attention computes the causal half and never writes scores; older kernels compute all and pass over them several times.
     """
     b, s, t, c = cases.micro, cases.seq, cases.tp, cases.cp
-    flops = 4.0 * b * s * s * cases.hidden / (t * c)
+    flops = 4.0 * b * s * s * cases.attended * cases.hidden / (t * c)
     d_head = cases.hidden / cases.heads
     flash_forward = 0.5 * flops / (cases.peak16 * k.flash_reach * d_head / (d_head + k.head_half))
     odd = 1.0 + k.odd_head * (d_head % 8 != 0) + k.odd_head_64 * (d_head % 64 != 0)

@@ -7,13 +7,15 @@ Only GPU families, framework families and "all on one node or a network between"
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from orchestrator.planning.parallel.cases import Cases
+from orchestrator.planning.parallel.communication import SLOW_BYTES_S
 from orchestrator.planning.parallel.fitting import Free
 
 EVERYWHERE: Mapping[str, float] = {
     **{"wave_power": 0.5, "inner_half": 0.7, "column_half": 0.7, "row_half": 0.7, "odd_cost": 0.7, "backward_matmul": 0.05},
-    **{"selective_share": 0.5, "head_half": 0.5, "odd_head": 0.5, "odd_head_64": 0.7, "slow_network": 0.3},
+    **{"selective_share": 0.5, "head_half": 0.5, "odd_head": 0.5, "odd_head_64": 0.7},
     **{"end_fixed_s": 1.0, "backward_passes": 0.2, "gemm_4bit": 0.3},
 }
 PER_GPU: Mapping[str, float] = {"gemm": 0.1, "nvlink_reach": 0.3, "flash_reach": 0.15}
@@ -65,6 +67,7 @@ def _of_software(cases: Cases, software: str) -> dict[str, float]:
     wanted = dict(PER_SOFTWARE)
     rules = (
         (cases.dp * cases.tp * cases.pp * cases.cp > cases.per_node, {"network_reach": 0.4, "network_alpha_s": 0.7}),
+        (crosses_slow_network(cases), {"slow_network": 0.3}),
         (cases.pp > 1, {"boundary_exposed": 0.7, "imbalance_share": 0.5}),
         (cases.cp > 1, {"context_exposed": 0.5}),
         (cases.zero >= 3, {"shard_overlap": 0.15}),
@@ -78,6 +81,12 @@ def _of_software(cases: Cases, software: str) -> dict[str, float]:
         if np.any(holds):
             wanted.update(names)
     return wanted
+
+
+def crosses_slow_network(cases: Cases) -> NDArray[np.bool_]:
+    """Cases with a slow network between nodes. One site's is measured; other frameworks do not learn from what it leaves."""
+    crosses = cases.dp * cases.tp * cases.pp * cases.cp > cases.per_node
+    return np.asarray(crosses & (cases.network * cases.per_node <= SLOW_BYTES_S))
 
 
 MEMORY_SPREADS: Mapping[str, float] = {

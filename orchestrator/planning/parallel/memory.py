@@ -112,8 +112,8 @@ def state_bytes(cases: Cases, m: MemoryConstants, parameters: Floats) -> Floats:
     return parameters * (weights + gradients + optimizer + m.extra_state_bytes * (cases.zero < 3))
 
 
-def layer_activation_bytes(cases: Cases) -> Floats:
-    """What one layer keeps of one micro-batch without recomputation, bytes on one rank.
+def layer_activation_bytes(cases: Cases, scores_kept: Floats | float = 1.0) -> Floats:
+    """What one layer keeps of one micro-batch without recomputation, bytes on one rank; `scores_kept`: 0 drops the scores.
 
     Per token: inputs and outputs of both norms (8h), query, key, value and attention output, the feed-forward's inner values
     before and after the activation; without flash attention also dropout masks and the scores, 5 bytes each (softmax in and
@@ -123,7 +123,7 @@ def layer_activation_bytes(cases: Cases) -> Floats:
     eager = cases.flash <= 0
     whole = cases.hidden * (8.0 + 2.0 * eager)
     split = cases.hidden * (4.0 + 4.0 * cases.kv_heads / cases.heads) + cases.ffn * (2.0 * (2.0 + cases.gated))
-    scores = np.where(eager, 5.0 * cases.heads * cases.seq, 0.0)
+    scores = scores_kept * np.where(eager, 5.0 * cases.heads * cases.seq, 0.0)
     spread = np.where(cases.sequence_parallel > 0, cases.tp, 1.0)
     return tokens * (whole / spread + (split + scores) / cases.tp)
 
@@ -137,7 +137,10 @@ def _stage(
     spread = np.where(cases.sequence_parallel > 0, cases.tp, 1.0)
     boundary = 2.0 * tokens * cases.hidden / spread
     full, selective = cases.recompute >= 2, cases.recompute == 1
-    kept = np.where(full, boundary, each * m.activation_share * np.where(selective, m.selective_kept, 1.0))
+    core = layer_activation_bytes(cases, scores_kept=0.0)
+    inner = 2.0 * tokens * cases.ffn / cases.tp
+    some = np.choose(cases.selects.astype(np.intp), (each * m.selective_kept, core, each - inner))
+    kept = np.where(full, boundary, m.activation_share * np.where(selective, some, each))
     work = np.where(full, each * m.work_share, 0.0)
     # With a pipeline, sharded parameters are gathered once a step and gradients stay whole until its end (2 + 4 bytes).
     gathered = np.where(

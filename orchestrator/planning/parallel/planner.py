@@ -6,23 +6,20 @@ Pure functions over the tables of `fitted.py`: no I/O, no clock, no randomness; 
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from orchestrator.domain.errors import BadInput
 from orchestrator.domain.layout import Fits, Layout, Prediction, Recompute
+from orchestrator.planning.parallel.advice import check_layout, check_precision, nothing_fits, smallest_change
 from orchestrator.planning.parallel.cases import Cases, Floats
 from orchestrator.planning.parallel.cluster import GpuCluster, PlanJob, check_job
 from orchestrator.planning.parallel.communication import boundary_s
 from orchestrator.planning.parallel.constants import Constants
-from orchestrator.planning.parallel.goodput import Goodput, goodput_of
-from orchestrator.planning.parallel.intervals import ends
-from orchestrator.planning.parallel.memory import ROOM, Memory, memory_of
-from orchestrator.planning.parallel.power import capped, node_power_w
-from orchestrator.planning.parallel.search import Limits, cases_of, layout_of, layouts_of
+from orchestrator.planning.parallel.evaluate import Evaluated, evaluate
+from orchestrator.planning.parallel.power import node_power_w
+from orchestrator.planning.parallel.search import Limits, layout_of
 from orchestrator.planning.parallel.simulate import Chunk, pipeline_s
 from orchestrator.planning.parallel.sizes import stages_of
-from orchestrator.planning.parallel.software import software_of
-from orchestrator.planning.parallel.step_time import TERMS, StepTime, held_layer_s, step_time
+from orchestrator.planning.parallel.step_time import TERMS, held_layer_s
 from orchestrator.planning.parallel.validation import FITTED, Tables
 
 REPLAYED = 4
@@ -48,30 +45,13 @@ class Plan:
         return self.ranked[0]
 
 
-@dataclass(frozen=True, slots=True)
-class _Evaluated:
-    """All layouts of a question with their numbers."""
-
-    layouts: list[tuple[int, ...]]
-    cases: Cases
-    step: StepTime
-    total_s: Floats
-    goodput: Goodput
-    memory: Memory
-    fits_yes: NDArray[np.bool_]
-    fits_tight: NDArray[np.bool_]
-    low: Floats
-    high: Floats
-    memory_low: Floats
-    memory_high: Floats
-
-
 def predict(job: PlanJob, cluster: GpuCluster, layout: Layout, tables: Tables = FITTED) -> Prediction:
     """What `layout` will need and do. Raises BadInput where it does not divide the cluster, the batch, the layers or the
     heads."""
     check_job(job)
+    check_precision(job, cluster)
     check_layout(job, cluster, layout)
-    return _prediction(_evaluate(job, cluster, Limits(fixed=layout), tables), 0, job, cluster)
+    return _prediction(evaluate(job, cluster, Limits(fixed=layout), tables), 0, job, cluster)
 
 
 def plan(job: PlanJob, cluster: GpuCluster, limits: Limits | None = None, keep: int = 10, tables: Tables = FITTED) -> Plan:
@@ -82,11 +62,12 @@ def plan(job: PlanJob, cluster: GpuCluster, limits: Limits | None = None, keep: 
     it possible.
     """
     check_job(job)
+    check_precision(job, cluster)
     limits = limits or Limits()
-    found = _evaluate(job, cluster, limits, tables)
+    found = evaluate(job, cluster, limits, tables)
     candidates = found.fits_yes if np.any(found.fits_yes) else found.fits_tight
     if not np.any(candidates):
-        raise BadInput(_nothing_fits(found, job, cluster), f"needs {smallest_change(job, cluster, tables)}")
+        raise BadInput(nothing_fits(found, job, cluster), smallest_change(job, cluster, limits, tables))
     run_s = np.where(candidates, found.total_s / found.goodput.kept, np.inf)
     order = np.argsort(run_s, kind="stable")[: min(keep, int(candidates.sum()))]
     ranked = sorted((_replayed(found, int(i), job, cluster, tables) for i in order[:REPLAYED]), key=lambda p: p.run_s)
@@ -115,124 +96,12 @@ def other_fleets(job: PlanJob, cluster: GpuCluster, tables: Tables = FITTED) -> 
     return found
 
 
-def check_layout(job: PlanJob, cluster: GpuCluster, layout: Layout) -> None:
-    """Raises BadInput, with the way out, for a layout that cannot be run."""
-    software, shape = software_of(job.framework), job.shape
-    at_once = layout.data * layout.micro_sequences
-    rules = (
-        (
-            layout.gpus != cluster.gpus,
-            f"{layout} is {layout.gpus} GPUs and the cluster has {cluster.gpus}",
-            "make the product of the degrees equal",
-        ),
-        (
-            shape.heads % layout.tensor,
-            f"{shape.heads} heads do not divide by tensor {layout.tensor}",
-            "choose a tensor degree that divides the heads",
-        ),
-        (
-            layout.pipeline > shape.layers,
-            f"{shape.layers} layers cannot fill {layout.pipeline} stages",
-            f"choose pipeline {shape.layers} or less",
-        ),
-        (
-            job.global_sequences % at_once,
-            f"{job.global_sequences} sequences do not divide by data {layout.data} x micro-batch {layout.micro_sequences}",
-            f"use a batch of {-(-job.global_sequences // at_once) * at_once}",
-        ),
-        (
-            layout.pipeline > 1 and layout.zero >= 2 and not software.pipeline_zero3,
-            f"a pipeline excludes ZeRO-{layout.zero}",
-            "use ZeRO 0 or 1, or pipeline 1",
-        ),
-    )
-    for broken, message, hint in rules:
-        if broken:
-            raise BadInput(message, hint)
-
-
-def smallest_change(job: PlanJob, cluster: GpuCluster, tables: Tables = FITTED) -> str:
-    """The least that would make some layout fit: recomputation is tried already; more nodes, offload, or neither."""
-    ways = []
-    if np.any(_fitting(job, cluster, Limits(offload=(True,)), tables)):
-        ways.append("the optimizer's state in the host's memory (offload)")
-    more = _nodes_that_fit(job, cluster, tables)
-    if more:
-        ways.insert(0, f"{more - cluster.nodes} more nodes")
-    if not software_of(job.framework).recomputes and np.any(
-        _fitting(replace(job, framework="deepspeed"), cluster, Limits(), tables)
-    ):
-        ways.append("full checkpointing of activations")
-    return ", or ".join(ways) if ways else "GPUs with more memory, or a smaller model"
-
-
-# ---------------------------------------------------------------------- evaluating
-def _evaluate(job: PlanJob, cluster: GpuCluster, limits: Limits, tables: Tables) -> _Evaluated:
-    layouts = layouts_of(job, cluster, limits)
-    if not layouts:
-        raise BadInput(
-            f"no layout divides {cluster.gpus} GPUs, {job.shape.layers} layers, {job.shape.heads} heads "
-            f"and a batch of {job.global_sequences}",
-            f"use a batch that {cluster.gpus} divides, such as {-(-job.global_sequences // cluster.gpus) * cluster.gpus}",
-        )
-    cases = capped(cases_of(layouts, job, cluster), cluster)
-    step = step_time(cases, tables.constants_of(cases))
-    memory = memory_of(cases, tables.memory)
-    size = (len(layouts),)
-    low, high = ends(cases, tables.step_intervals)
-    memory_low, memory_high = ends(cases, tables.memory_intervals)
-    device = np.broadcast_to(memory.device_bytes, size)
-    room = np.broadcast_to(cases.memory, size)
-    yes = device * memory_high <= room * ROOM
-    return _Evaluated(
-        layouts=layouts,
-        cases=cases,
-        step=step,
-        total_s=np.broadcast_to(step.total_s, size),
-        goodput=goodput_of(cases, cluster),
-        memory=memory,
-        fits_yes=yes,
-        fits_tight=(device * memory_low <= room) & ~yes,
-        low=np.broadcast_to(low, size),
-        high=np.broadcast_to(high, size),
-        memory_low=np.broadcast_to(memory_low, size),
-        memory_high=np.broadcast_to(memory_high, size),
-    )
-
-
-def _fitting(job: PlanJob, cluster: GpuCluster, limits: Limits, tables: Tables) -> NDArray[np.bool_]:
-    if not layouts_of(job, cluster, limits):
-        return np.zeros(1, dtype=bool)
-    return _evaluate(job, cluster, limits, tables).fits_yes
-
-
-def _nodes_that_fit(job: PlanJob, cluster: GpuCluster, tables: Tables) -> int | None:
-    """The smallest number of nodes, up to 64 times as many, on which some layout fits."""
-    tried = sorted(
-        {*range(cluster.nodes + 1, cluster.nodes + 9), *(cluster.nodes * n for n in (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64))}
-    )
-    for nodes in tried:
-        if np.any(_fitting(job, replace(cluster, nodes=nodes), Limits(), tables)):
-            return nodes
-    return None
-
-
-def _nothing_fits(found: _Evaluated, job: PlanJob, cluster: GpuCluster) -> str:
-    device = np.broadcast_to(found.memory.device_bytes, found.total_s.shape)
-    least = int(np.argmin(device))
-    return (
-        f"no layout of this model fits {cluster.nodes} x {cluster.gpus_per_node} {cluster.gpu.name}: the leanest "
-        f"({layout_of(found.layouts[least])}) needs {device[least] / 2**30:.0f} GiB of "
-        f"{cluster.gpu.memory_gib:.0f} GiB on its fullest GPU"
-    )
-
-
 # ---------------------------------------------------------------------- telling
 def _at(values: Floats, index: int, size: int) -> float:
     return float(np.broadcast_to(values, (size,))[index])
 
 
-def _prediction(found: _Evaluated, index: int, job: PlanJob, cluster: GpuCluster, replayed_s: float | None = None) -> Prediction:
+def _prediction(found: Evaluated, index: int, job: PlanJob, cluster: GpuCluster, replayed_s: float | None = None) -> Prediction:
     size = len(found.layouts)
     terms = {name.removesuffix("_s"): _at(getattr(found.step, name), index, size) for name in TERMS}
     if replayed_s is not None:
@@ -274,7 +143,7 @@ def _prediction(found: _Evaluated, index: int, job: PlanJob, cluster: GpuCluster
     )
 
 
-def _replayed(found: _Evaluated, index: int, job: PlanJob, cluster: GpuCluster, tables: Tables) -> Prediction:
+def _replayed(found: Evaluated, index: int, job: PlanJob, cluster: GpuCluster, tables: Tables) -> Prediction:
     """The prediction with its pipeline played event by event instead of the closed form."""
     layout = layout_of(found.layouts[index])
     if layout.pipeline == 1:
@@ -314,9 +183,7 @@ def _chunks(case: Cases, constants: Constants, layout: Layout) -> list[list[Chun
 
 
 # ---------------------------------------------------------------------- why not the others
-def _alternatives(
-    found: _Evaluated, best: Layout, job: PlanJob, cluster: GpuCluster
-) -> tuple[tuple[str, Prediction | None], ...]:
+def _alternatives(found: Evaluated, best: Layout, job: PlanJob, cluster: GpuCluster) -> tuple[tuple[str, Prediction | None], ...]:
     """For each respect, the fastest layout that fits and differs from the best in it; the leanest where none fits."""
     columns = np.array(found.layouts)
     chosen = np.array([best.data, best.tensor, best.pipeline, best.virtual_stages, best.context, best.zero, best.micro_sequences])

@@ -9,16 +9,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.domain.errors import BadInput
+from orchestrator.domain.layout import Layout, Recompute
 from orchestrator.domain.run_row import RunInputs
-from orchestrator.planning.parallel.cases import RECOMPUTE, SCHEDULES, Case
+from orchestrator.planning.parallel.cases import RECOMPUTE, SCHEDULES, SELECTS, Case
 from orchestrator.planning.parallel.gpus import find_gpu
-from orchestrator.planning.parallel.software import Software, schedule_of, software_of
+from orchestrator.planning.parallel.software import Software, optimizer_bytes, schedule_of, software_of
 from orchestrator.planning.parallel.spellings import is_dense, precision_code, recompute_word
 
 KNOWN_VOCABULARY = 51_200
 """Taken where a source states none: GPT-2's 50,257 padded as Megatron pads it for 8-way tensor parallelism."""
 REFERENCE_LEAF_NODES = 32
 """Nodes on one set of rail switches in NVIDIA's DGX SuperPOD reference architecture, whose spines are not oversubscribed."""
+PACKED = 0.125
+"""Share of the sequence that one sample of a fine-tuning set takes: NVIDIA's recipes pack SQuAD's, of some hundred tokens, into
+4,096; no attention leads from one sample to another."""
 LADDER = 128
 """Width over depth of models from 7 B to 175 B (Brown et al. 2020, table 2.1), where only a parameter count is stated."""
 MOST: Mapping[str, float] = {
@@ -124,6 +128,7 @@ def _complete(run: RunInputs, software: Software, dp: int, guessed: tuple[str, .
     link = (run.internode_gbit_s_per_node or gpu.internode_gbit_s_per_gpu * of_node) / of_node
     word = {0: "bf16", 1: "fp8", 2: "fp4", -1: "fp32"}[low]
     schedule = schedule_of(run.framework)
+    zero = software.default_zero if run.zero_stage is None else run.zero_stage
     pp = run.pp or 1
     case = Case(
         layers=run.layers,
@@ -133,6 +138,7 @@ def _complete(run: RunInputs, software: Software, dp: int, guessed: tuple[str, .
         ffn=run.ffn_hidden or 4 * run.hidden,
         vocab=run.vocab or KNOWN_VOCABULARY,
         seq=run.seq_len,
+        attended=PACKED if "sft" in run.workload.lower() or "fine" in run.workload.lower() else 1.0,
         gated=float(bool(run.gated_mlp)),
         tied=float(run.kv_heads in (None, run.heads) and not run.gated_mlp),
         global_batch=run.global_batch,
@@ -141,9 +147,10 @@ def _complete(run: RunInputs, software: Software, dp: int, guessed: tuple[str, .
         pp=pp,
         vpp=max(1, min(run.vpp or _assumed_chunks(run, software), -(-run.layers // pp))),
         cp=run.cp or 1,
-        zero=software.default_zero if run.zero_stage is None else run.zero_stage,
+        zero=zero,
         micro=micro,
         recompute=RECOMPUTE.get(recompute, -1),
+        selects=SELECTS[software.selects],
         schedule=SCHEDULES[schedule],
         offload=float("offload" in run.framework.lower()),
         sequence_parallel=float(software.sequence_parallel),
@@ -152,7 +159,7 @@ def _complete(run: RunInputs, software: Software, dp: int, guessed: tuple[str, .
         low=low,
         state_p=4.0 if low < 0 else software.parameter_bytes,
         state_g=4.0 if low < 0 else software.gradient_bytes + (software.bf16_copy_bytes if run.precision == "bf16" else 0.0),
-        state_o=8.0 if low < 0 else software.optimizer_bytes,
+        state_o=optimizer_bytes(software, low, zero),
         peak=gpu.peak_tflops(word) * 1e12,
         peak16=gpu.bf16_tflops * 1e12,
         memory_bw=gpu.memory_gb_s * 1e9,
@@ -185,10 +192,11 @@ def inputs_of_job(job: Mapping[str, Any], gpu: str) -> RunInputs:
     model, batch, layout = job.get("model"), job.get("batch"), job.get("layout") or {}
     if not model or not batch:
         raise BadInput(f"job {job.get('name')} runs a command, not a model", "calibrate with a run that trains a model")
-    pipeline, data = layout.get("pipeline", 1), layout.get("data", 1)
+    pipeline, tensor, data = layout.get("pipeline", 1), layout.get("tensor", 1), layout.get("data", 1)
+    offload = bool((job.get("optimizer") or {}).get("offload"))
     return RunInputs(
         gpu=gpu,
-        framework="rackray",
+        framework="rackray, offload" if offload else "rackray",
         model=str(job.get("name", "")),
         layers=model["layers"],
         hidden=model["d_model"],
@@ -197,15 +205,29 @@ def inputs_of_job(job: Mapping[str, Any], gpu: str) -> RunInputs:
         vocab=model["vocabulary"],
         seq_len=batch["sequence_tokens"],
         gated_mlp=False,
-        n_gpus=pipeline * data,
+        n_gpus=pipeline * tensor * data,
         gpus_per_node=job.get("ranks_per_node", 1),
         dp=data,
-        tp=1,
+        tp=tensor,
         pp=pipeline,
         cp=1,
         zero_stage=layout.get("zero", 1),
         micro_batch=batch["micro_sequences"],
         global_batch=batch["global_sequences"],
-        act_ckpt="none",
+        act_ckpt=str(job.get("activation_checkpointing", "none")),
         precision=str(job.get("precision", "fp32")),
+    )
+
+
+def layout_of_job(job: Mapping[str, Any]) -> Layout:
+    """The layout that a job as JSON asks for. Raises BadInput for a job without a model or a batch."""
+    asked = inputs_of_job(job, "")
+    return Layout(
+        data=asked.dp or 1,
+        tensor=asked.tp or 1,
+        pipeline=asked.pp or 1,
+        zero=asked.zero_stage or 0,
+        micro_sequences=asked.micro_batch or 1,
+        recompute=Recompute(asked.act_ckpt or "none"),
+        offload="offload" in asked.framework,
     )

@@ -4,15 +4,16 @@ What is enumerated: tensor degrees up to the NVLink domain that divide the heads
 virtual stages, context degrees for long sequences, ZeRO stages, micro-batches that divide the batch, recomputation, offload.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from orchestrator.domain.layout import Layout, Recompute
-from orchestrator.planning.parallel.cases import RECOMPUTE, Cases
+from orchestrator.planning.parallel.cases import RECOMPUTE, SELECTS, Cases
 from orchestrator.planning.parallel.cluster import GpuCluster, PlanJob
-from orchestrator.planning.parallel.software import Software, software_of
+from orchestrator.planning.parallel.software import Software, optimizer_bytes, software_of
 from orchestrator.planning.parallel.spellings import precision_code
 
 MICRO = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)
@@ -45,13 +46,28 @@ def layouts_of(job: PlanJob, cluster: GpuCluster, limits: Limits) -> list[tuple[
                 data = cluster.gpus // (tensor * context * pipeline)
                 if job.global_sequences % data:
                     continue
-                for zero in _zero_stages(data * context, pipeline, software):
+                for zero in zero_stages(job, data * context, pipeline):
                     for micro in _micro_batches(job.global_sequences // data, pipeline, virtual):
                         found += [
                             (data, tensor, pipeline, virtual, context, zero, micro, code, int(off))
                             for code in codes
                             for off in limits.offload
+                            if not off or (zero and software.offloads)
                         ]
+    return found
+
+
+def data_degrees(job: PlanJob, cluster: GpuCluster) -> set[int]:
+    """The data degrees that the cluster, the layers and the heads allow, whatever the batch."""
+    software, found = software_of(job.framework), set()
+    for tensor in _tensor_degrees(job, cluster, software):
+        for context in _context_degrees(job, software):
+            ranks = cluster.gpus // (tensor * context)
+            found |= {
+                cluster.gpus // (tensor * context * pipeline)
+                for pipeline, _ in _pipelines(job, ranks, software)
+                if cluster.gpus % (tensor * context * pipeline) == 0
+            }
     return found
 
 
@@ -72,15 +88,16 @@ def cases_of(layouts: list[tuple[int, ...]], job: PlanJob, cluster: GpuCluster) 
         },
         **{"vocab": shape.vocabulary, "seq": job.sequence_tokens, "gated": shape.is_gated, "tied": shape.tied},
         **{
+            "attended": 1.0,
             "global_batch": job.global_sequences,
             "schedule": 0,
+            "selects": SELECTS[software.selects],
             "low": low,
             "fused_loss": software.fused_loss,
             "flash": software.flash,
         },
         "sequence_parallel": software.sequence_parallel,
         **{"state_p": 4.0 if low < 0 else software.parameter_bytes, "state_g": 4.0 if low < 0 else software.gradient_bytes},
-        "state_o": 8.0 if low < 0 else software.optimizer_bytes,
         **{"peak": gpu.peak_tflops(word) * 1e12, "peak16": gpu.bf16_tflops * 1e12, "memory_bw": gpu.memory_gb_s * 1e9},
         **{"memory": gpu.memory_gib * 2.0**30, "multiprocessors": gpu.multiprocessors, "nvlink": gpu.nvlink_gb_s * 1e9},
         **{"domain": cluster.nvlink_domain, "per_node": cluster.gpus_per_node, "gpu_power_w": gpu.power_w},
@@ -89,6 +106,8 @@ def cases_of(layouts: list[tuple[int, ...]], job: PlanJob, cluster: GpuCluster) 
     }
     names = ("dp", "tp", "pp", "vpp", "cp", "zero", "micro", "recompute", "offload")
     fixed = {name: np.array([float(value)]) for name, value in same.items()}
+    of_stage = np.array([optimizer_bytes(software, low, zero) for zero in range(4)])
+    fixed["state_o"] = of_stage[columns[names.index("zero")].astype(np.intp)]
     return Cases({**fixed, **dict(zip(names, columns, strict=True))}, (gpu.family,), (software.constants_of or software.name,))
 
 
@@ -120,11 +139,11 @@ def _tensor_degrees(job: PlanJob, cluster: GpuCluster, software: Software) -> li
     if not software.tensor:
         return [1]
     most = min(cluster.nvlink_domain, 16)
-    return [
-        t
-        for t in (1, 2, 4, 8, 16)
-        if t <= most and job.shape.heads % t == 0 and job.shape.d_ff % t == 0 and cluster.gpus % t == 0
-    ]
+    shape = job.shape
+    shared = math.gcd(shape.heads, shape.d_ff, cluster.gpus)
+    # Megatron's descendants copy key/value heads where there are fewer than tensor ranks; our engine shares them out.
+    shared = math.gcd(shared, shape.key_value_heads) if software.name == "deepspeed-rackray" else shared
+    return [t for t in (1, 2, 4, 8, 16) if t <= most and shared % t == 0]
 
 
 def _context_degrees(job: PlanJob, software: Software) -> list[int]:
@@ -146,10 +165,13 @@ def _pipelines(job: PlanJob, ranks: int, software: Software) -> Iterator[tuple[i
                 yield from ((pipeline, v) for v in (2, 4, 5, 10) if v <= share and share % v == 0)
 
 
-def _zero_stages(ranks: int, pipeline: int, software: Software) -> tuple[int, ...]:
-    stages = software.zero_stages if ranks > 1 else (0,)
-    # DeepSpeed's pipeline engine and gradient sharding exclude each other; Megatron's optimizer is stage 1 as well.
-    return tuple(stage for stage in stages if pipeline == 1 or stage <= 1 or software.pipeline_zero3)
+def zero_stages(job: PlanJob, ranks: int, pipeline: int) -> tuple[int, ...]:
+    """The ZeRO stages that the job's framework runs on so many data (and context) ranks beside a pipeline."""
+    software = software_of(job.framework)
+    whole = software.masterless_zero0 or job.precision == "fp32"
+    legal = [s for s in software.zero_stages if (pipeline == 1 or s in software.pipeline_zero) and (s > 0 or whole)]
+    # Nothing is shared with nobody: the lowest stage that runs is as good as any other.
+    return tuple(legal if ranks > 1 else legal[:1])
 
 
 def _micro_batches(per_replica: int, pipeline: int, virtual: int) -> Iterator[int]:

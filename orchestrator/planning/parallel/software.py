@@ -40,10 +40,20 @@ class Software:
     recomputes: bool = True
     """Can checkpoint activations."""
     zero_stages: tuple[int, ...] = (0, 1)
-    pipeline_zero3: bool = False
-    """Can shard parameters inside a pipeline."""
+    pipeline_zero: tuple[int, ...] = (0, 1)
+    """Stages that go with a pipeline: DeepSpeed's excludes sharded gradients, Megatron's optimizer is stage 1 as well."""
+    masterless_zero0: bool = True
+    """Trains in 16 bit without ZeRO."""
+    offloads: bool = True
+    """Can keep the optimizer's state in the host's memory."""
+    precisions: tuple[str, ...] = ("fp32", "bf16", "fp16", "fp8", "fp4")
+    fp32_copies: bool = False
+    """Stages 1 and 2 keep a copy of fp32 parameters as masters too: DeepSpeed clones its partition whatever its type."""
     interleaves: bool = True
     """Where a source names no virtual stages, some are assumed."""
+    selects: str = "core"
+    """What selective checkpointing drops and repeats: the attention "core" with its scores (Korthikanti et al. 2022), the
+    feed-forward's inner "activation" (our engine), or about "half" of a layer, some of its matrix products too."""
     constants_of: str = ""
     """The family whose fitted constants it has, where too few of its own runs are published."""
 
@@ -58,6 +68,11 @@ SOFTWARES: tuple[Software, ...] = (
         interleaves=False,
         sequence_parallel=False,
         context=False,
+        pipeline_zero=(1,),
+        masterless_zero0=False,
+        selects="activation",
+        precisions=("fp32", "bf16", "fp16"),
+        fp32_copies=True,
         zero_stages=(0, 1, 2, 3),
         parameter_bytes=float(OWN_BYTES[0]),
         gradient_bytes=float(OWN_BYTES[1]),
@@ -65,6 +80,7 @@ SOFTWARES: tuple[Software, ...] = (
     ),
     Software(
         name="megatron-deepspeed",
+        fp32_copies=True,
         words=("megatron-deepspeed", "megatron deepspeed", "deepspeed-megatron", "gpt-neox", "neox"),
         flash=False,
         sequence_parallel=False,
@@ -87,6 +103,7 @@ SOFTWARES: tuple[Software, ...] = (
         flash=False,
         default_recompute="selective",
         default_zero=0,
+        interleaves=False,
         constants_of="megatron-2021",
     ),
     Software(
@@ -96,6 +113,7 @@ SOFTWARES: tuple[Software, ...] = (
         sequence_parallel=False,
         default_recompute="full",
         default_zero=0,
+        interleaves=False,
     ),
     Software(name="megatron-bridge", words=("megatron-bridge", "mbridge"), fused_loss=True),
     Software(name="megatron-core", words=("megatron-core", "megatron core", "mcore", "megatron-lm"), fused_loss=True),
@@ -117,7 +135,9 @@ SOFTWARES: tuple[Software, ...] = (
     Software(
         name="torchtitan",
         words=("torchtitan",),
-        pipeline_zero3=True,
+        pipeline_zero=(0, 1, 2, 3),
+        offloads=False,
+        selects="half",
         zero_stages=(0, 1, 2, 3),
         default_zero=3,
         default_recompute="selective",
@@ -131,6 +151,7 @@ SOFTWARES: tuple[Software, ...] = (
     Software(name="colossal", words=("colossal",), default_recompute="full"),
     Software(
         name="deepspeed",
+        fp32_copies=True,
         words=("deepspeed", "zero-3", "zero-2", "zero3", "zero2", "zero++", "mics"),
         zero_stages=(0, 1, 2, 3),
         default_zero=3,
@@ -139,6 +160,7 @@ SOFTWARES: tuple[Software, ...] = (
     ),
     Software(
         name="fsdp",
+        selects="half",
         parameter_bytes=4.0,
         optimizer_bytes=8.0,
         words=(
@@ -159,7 +181,7 @@ SOFTWARES: tuple[Software, ...] = (
         default_zero=3,
         default_recompute="none",
     ),
-    Software(name="other", words=("",), zero_stages=(0, 1, 2, 3), default_recompute="auto"),
+    Software(name="other", words=("",), zero_stages=(0, 1, 2, 3), default_recompute="auto", selects="half"),
 )
 """In the order in which names are matched; the last one takes every name."""
 
@@ -168,6 +190,13 @@ def software_of(framework: str) -> Software:
     """The family a framework's name belongs to; "other" when no word of the table occurs in it."""
     name = framework.lower().replace("_", "-")
     return next(software for software in SOFTWARES if any(word in name for word in software.words))
+
+
+def optimizer_bytes(software: Software, low: int, zero: int) -> float:
+    """Bytes of optimizer state per parameter: in fp32 (`low` -1) two moments, and masters where the framework copies them."""
+    if low >= 0:
+        return software.optimizer_bytes
+    return 12.0 if software.fp32_copies and zero in (1, 2) else 8.0
 
 
 def schedule_of(framework: str) -> str:

@@ -126,7 +126,8 @@ def _weights(cases: Cases) -> Floats:
 
 def fit_memory(study: Study, chosen: NDArray[np.bool_] | None = None) -> Fit:
     """Constants of memory from the chosen rows (default: all) that have measured memory."""
-    use = np.isfinite(study.memory_bytes) if chosen is None else chosen & np.isfinite(study.memory_bytes)
+    usable = np.isfinite(study.memory_bytes) & ~study.guessed
+    use = usable if chosen is None else chosen & usable
     part = Study(
         tuple(row for row, used in zip(study.rows, use, strict=True) if used),
         study.cases.take(use),

