@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from model.shape import PRESETS, TransformerShape
+from model.shape import PRESETS, EncoderDecoderShape, TransformerShape
 from orchestrator.domain.errors import BadInput
 from orchestrator.domain.job import JobSpec
 from orchestrator.domain.spec import ClusterSpec
@@ -145,6 +145,11 @@ def plan_job_of(job: JobSpec, shape: TransformerShape, precision: str | None = N
 
 def check_job(job: PlanJob, known_precisions: Sequence[str] = ("bf16", "fp16", "fp32", "fp8", "fp4")) -> None:
     """Raises BadInput for a batch, a sequence or a precision that no layout could train."""
+    if isinstance(job.shape, EncoderDecoderShape):
+        raise BadInput(
+            f"a model with {job.shape.encoder_layers} encoder layers cannot be planned",
+            "only decoder-only Transformers are modelled; train it with a layout of your own",
+        )
     if job.precision not in known_precisions:
         raise BadInput(f"unknown precision {job.precision!r}", f"choose one of {', '.join(known_precisions)}")
     if job.global_sequences < 1 or job.sequence_tokens < 1:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from model.shape import PRESETS, TransformerShape, state_bytes_per_rank
+from model.shape import PRESETS, EncoderDecoderShape, TransformerShape, state_bytes_per_rank
 from orchestrator.domain.errors import BadInput
 from orchestrator.domain.layout import Fits, Layout, Recompute
 from orchestrator.planning.parallel.cluster import PlanJob, cluster_by_hand
@@ -92,6 +92,10 @@ def test_an_unknown_gpu_is_answered_with_the_known_ones() -> None:
 
 def test_parameters_are_those_of_the_one_home() -> None:
     for name, shape in PRESETS.items():
+        if isinstance(shape, EncoderDecoderShape):
+            with pytest.raises(BadInput, match="encoder layers cannot be planned"):
+                plan(PlanJob(shape=shape, global_sequences=8, sequence_tokens=128, steps=1), cluster_by_hand("H100", 1))
+            continue
         job = PlanJob(shape=shape, global_sequences=8, sequence_tokens=shape.positions, steps=1)
         cases = cases_of([(8, 1, 1, 1, 1, 0, 1, 0, 0)], job, cluster_by_hand("H100", 1))
         assert float(model_parameters(cases)[0]) == shape.parameters().total, name
