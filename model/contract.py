@@ -30,7 +30,7 @@ from model.manifest import (
     write_manifest,
 )
 from model.run_rules import STANDARD_LIBRARY, nearest_multiples, problems_of
-from model.shape import Activation, Family, Norm, NormPlace, Position, TransformerShape, shape_of_family
+from model.shape import Activation, BlockKind, Family, Norm, Position, Sparse, TransformerShape, shape_of_family
 from model.strict_json import build, parse_object
 
 __all__ = [
@@ -104,9 +104,9 @@ class ModelSpec:
     tied: bool | None = None
     """One matrix for embedding and head."""
     norm: str | None = None
-    """`layer` or `rms`."""
-    norm_place: str | None = None
-    """`pre` or `post`."""
+    """`layer` or `rms`; `none` with simplified blocks."""
+    block: str | None = None
+    """`pre-ln`, `post-ln`, or simplified: `sas`, `sas-p` (He & Hofmann 2024)."""
     position: str | None = None
     """`learned`, `sinusoidal` or `rotary`."""
     activation: str | None = None
@@ -119,6 +119,14 @@ class ModelSpec:
     scaled_embedding: bool | None = None
     rotary_base: float | None = None
     norm_eps: float | None = None
+    window: int = 0
+    """Tokens that each token sees, itself included; 0: all before it."""
+    window_block: int = 0
+    """Queries worked on together, a divisor of `window`; 0: as many as `window`."""
+    sparse: str | None = None
+    """`fixed` or `strided` with `window` as stride (Child et al. 2019)."""
+    summary_tokens: int = 1
+    """Of each block of `fixed` attention that later blocks see."""
     dropout: float = 0.0
     """On sub-layer outputs and embeddings."""
     label_smoothing: float = 0.0
@@ -126,8 +134,9 @@ class ModelSpec:
 
     def shape(self) -> TransformerShape:
         """The same numbers as `model.shape` counts them.  Raises ValueError where they do not fit together."""
-        numbers = ("layers", "d_model", "heads", "d_ff", "vocabulary", "positions", "kv_heads", "encoder_layers", "d_key")
-        enums = {"norm": Norm, "norm_place": NormPlace, "position": Position, "activation": Activation}
+        sizes = ("layers", "d_model", "heads", "d_ff", "vocabulary", "positions", "kv_heads", "encoder_layers", "d_key")
+        numbers = (*sizes, "window", "window_block", "summary_tokens")
+        enums = {"norm": Norm, "block": BlockKind, "position": Position, "activation": Activation, "sparse": Sparse}
         plain = ("tied", "biases", "attention_biases", "scaled_embedding", "rotary_base", "norm_eps")
         options = {name: getattr(self, name) for name in plain}
         options |= {name: kind(getattr(self, name)) for name, kind in enums.items() if getattr(self, name) is not None}
@@ -163,13 +172,16 @@ class DataSpec:
 class LayoutSpec:
     """Degrees of parallelism; their product is the number of ranks.
 
-    The tensor ranks of a layer are neighbours, then come replicas, then stages: rank = (stage·data + replica)·tensor + part.
+    The tensor ranks of a layer are neighbours, then come the ranks of a sequence, then replicas, then stages:
+    rank = ((stage·data + replica)·sequence + part of the tokens)·tensor + part of the layer.
     """
 
     pipeline: int = 1
     """Stages that the layers are cut into."""
     tensor: int = 1
     """Ranks that share each layer."""
+    sequence: int = 1
+    """Ranks that each hold their part of every sequence's tokens (DeepSpeed-Ulysses, arXiv 2309.14509)."""
     data: int = 1
     """Replicas that each see their share of the batch."""
     zero: int = 1
@@ -177,7 +189,7 @@ class LayoutSpec:
 
     @property
     def ranks(self) -> int:
-        return self.pipeline * self.tensor * self.data
+        return self.pipeline * self.tensor * self.sequence * self.data
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -307,8 +319,9 @@ class RunSpec:
         """Raises ContractError unless the layout's degrees multiply to the number of ranks that were started."""
         layout = self.layout
         if layout.ranks != world_size:
-            product = f"pipeline {layout.pipeline} x tensor {layout.tensor} x data {layout.data} = {layout.ranks}"
-            group = layout.pipeline * layout.tensor
+            sequence = f" x sequence {layout.sequence}" if layout.sequence > 1 else ""
+            product = f"pipeline {layout.pipeline} x tensor {layout.tensor}{sequence} x data {layout.data} = {layout.ranks}"
+            group = layout.pipeline * layout.tensor * layout.sequence
             way_out = (
                 f"set layout.data to {world_size // group}, or start {layout.ranks} ranks"
                 if world_size % group == 0

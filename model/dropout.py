@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from model.sequence_parallel import WHOLE, SequenceGroup
+
 
 @dataclass(frozen=True, slots=True)
 class Moment:
@@ -28,6 +30,8 @@ class DropoutClock:
 
     seed: int
     now: Moment = Moment(0, 0)
+    sequence: SequenceGroup = WHOLE
+    """Where each rank has some of the tokens, it takes their part of the whole sequence's mask."""
 
 
 class Dropout(nn.Module):
@@ -47,5 +51,6 @@ class Dropout(nn.Module):
         moment = moment or self.clock.now
         place = f"{self.clock.seed}/{moment.step}/{moment.micro_batch}/{self.name}"
         generator = torch.Generator(hidden.device).manual_seed(zlib.crc32(place.encode()))
-        kept = torch.empty_like(hidden).bernoulli_(1.0 - self.share, generator=generator)
-        return hidden * kept.mul_(1.0 / (1.0 - self.share))
+        whole = torch.empty_like(hidden).repeat_interleave(self.clock.sequence.size, dim=-2)
+        kept = self.clock.sequence.part(whole.bernoulli_(1.0 - self.share, generator=generator), -2)
+        return hidden * kept.mul(1.0 / (1.0 - self.share))

@@ -18,27 +18,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from model.attention import attend
 from model.dropout import Dropout, Moment
 from model.kv_cache import LayerCache
+from model.layers import FeedForward, Recipe, SelfAttention, heads, norm, residual
 from model.recompute import Recompute, recomputed
-from model.shape import EncoderDecoderShape, NormPlace
+from model.shape import BlockKind, EncoderDecoderShape
 from model.tensor_parallel import ColumnLinear, CrossEntropy, RowLinear
 from model.transformer import (
     Call,
     Embedding,
-    FeedForward,
     LayerPlan,
     LayerStack,
     Positions,
-    Recipe,
-    SelfAttention,
     Transformer,
-    attend,
-    heads,
     layer_plans,
     next_token_loss,
-    norm,
-    residual,
     to_logits,
 )
 from model.translation.special_tokens import PAD
@@ -67,7 +62,7 @@ def encoder_decoder_plans(recipe: Recipe) -> list[LayerPlan]:
     One matrix is both embeddings and the head (section 3.4).
     """
     shape = _shape(recipe)
-    pre = shape.norm_place is NormPlace.PRE
+    pre = shape.block is BlockKind.PRE_LN
     return [
         _embedding(recipe, embed_pair),
         LayerPlan(PairPositions, (recipe,)),
@@ -206,7 +201,7 @@ class EncoderBlock(nn.Module):
     def __init__(self, recipe: Recipe, index: int) -> None:
         super().__init__()
         name = f"encoder.block.{index}"
-        self.place, self.recompute, self.clock = recipe.shape.norm_place, recipe.recompute, recipe.clock
+        self.kind, self.recompute, self.clock = recipe.shape.block, recipe.recompute, recipe.clock
         self.attention_norm = norm(recipe.shape)
         self.attention = SelfAttention(recipe, f"{name}.attention")
         self.attention_dropout = Dropout(recipe.dropout, f"{name}.attention", recipe.clock)
@@ -227,9 +222,9 @@ class EncoderBlock(nn.Module):
             self.attention_norm,
             self.attention_dropout,
             moment,
-            self.place,
+            self.kind,
         )
-        return residual(hidden_BSD, self.feed_forward, self.feed_forward_norm, self.feed_forward_dropout, moment, self.place)
+        return residual(hidden_BSD, self.feed_forward, self.feed_forward_norm, self.feed_forward_dropout, moment, self.kind)
 
 
 class DecoderBlock(nn.Module):
@@ -239,7 +234,7 @@ class DecoderBlock(nn.Module):
         super().__init__()
         name = f"decoder.block.{index}"
         self.index, self.last = index, last
-        self.place, self.recompute, self.clock = recipe.shape.norm_place, recipe.recompute, recipe.clock
+        self.kind, self.recompute, self.clock = recipe.shape.block, recipe.recompute, recipe.clock
         self.attention_norm = norm(recipe.shape)
         self.attention = SelfAttention(recipe, f"{name}.attention")
         self.attention_dropout = Dropout(recipe.dropout, f"{name}.attention", recipe.clock)
@@ -269,7 +264,7 @@ class DecoderBlock(nn.Module):
     ) -> Tensor:
         """One layer, given the memory's keys and values; with a cache, the tokens follow those that it holds."""
         hidden_RTD = residual(
-            hidden_RTD, lambda x: self.attention(x, cache), self.attention_norm, self.attention_dropout, moment, self.place
+            hidden_RTD, lambda x: self.attention(x, cache), self.attention_norm, self.attention_dropout, moment, self.kind
         )
         hidden_RTD = residual(
             hidden_RTD,
@@ -277,9 +272,9 @@ class DecoderBlock(nn.Module):
             self.cross_norm,
             self.cross_dropout,
             moment,
-            self.place,
+            self.kind,
         )
-        return residual(hidden_RTD, self.feed_forward, self.feed_forward_norm, self.feed_forward_dropout, moment, self.place)
+        return residual(hidden_RTD, self.feed_forward, self.feed_forward_norm, self.feed_forward_dropout, moment, self.kind)
 
 
 class CrossAttention(nn.Module):

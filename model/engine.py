@@ -1,8 +1,8 @@
 """DeepSpeed behind three verbs: train a step, evaluate, and tell or take its state (`model/engine_state.py`).
 
 Two engines, one behaviour: `FlatEngine` runs all layers on every rank under ZeRO 0-3, `StagedEngine` runs DeepSpeed's
-PipelineModule under ZeRO-1; both on stages x replicas x tensor ranks.  Both return the loss of the global batch and the
-norm of the whole gradient, the same numbers on every rank.
+PipelineModule under ZeRO-1; both on stages x replicas x sequence x tensor ranks.  Both return the loss of the
+global batch and the norm of the whole gradient, the same numbers on every rank.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ from model.engine_config import deepspeed_config, parameter_groups, recipe_of
 from model.engine_state import EngineState, Place
 from model.engine_update import Losses, UpdateGate
 from model.guard import Guard, Verdict
+from model.layers import Recipe
 from model.peak import peak_tflops
 from model.state import StateReader
-from model.transformer import Block, LayerPlan, Recipe
+from model.transformer import Block, LayerPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +139,8 @@ class Engine(ABC):
     def state(self) -> EngineState:
         """The training state, for checkpoints."""
         tensor = self._grid.tensor_group
-        return EngineState(self._deepspeed, Place(self.replica, self._spec.layout.data, tensor.rank, tensor.size))
+        zero_ranks = self._spec.layout.data * self._spec.layout.sequence
+        return EngineState(self._deepspeed, Place(self._grid.zero_rank, zero_ranks, tensor.rank, tensor.size))
 
     def any_rank(self, flag: bool) -> bool:
         """True on every rank if `flag` is true on one.  Collective."""
@@ -172,8 +174,11 @@ class Engine(ABC):
         self._deepspeed.destroy()
 
     def _tensors(self, batch: MicroBatch) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The batch on this rank's device; of each sequence, the part that this rank holds."""
+        part = self._grid.sequence_group.part
         inputs, labels = (
-            tuple(torch.from_numpy(array.copy()).to(self._device) for array in arrays) for arrays in (batch.inputs, batch.labels)
+            tuple(part(torch.from_numpy(array.copy()), 1).contiguous().to(self._device) for array in arrays)
+            for arrays in (batch.inputs, batch.labels)
         )
         return inputs, labels
 
@@ -182,7 +187,7 @@ class FlatEngine(Engine):
     """All layers on every rank; ZeRO 0-3 over the replicas."""
 
     def __init__(self, spec: RunSpec, grid: Grid) -> None:
-        recipe = recipe_of(spec, grid.tensor_group)
+        recipe = recipe_of(spec, grid.tensor_group, grid.sequence_group)
         super().__init__(spec, grid, recipe, model_of(recipe))
 
     def _run(self, batches: Sequence[MicroBatch], moments: list[Moment]) -> None:
@@ -226,7 +231,7 @@ class StagedEngine(Engine):
     """Pipeline stages x replicas x tensor ranks, by DeepSpeed's pipeline engine."""
 
     def __init__(self, spec: RunSpec, grid: Grid) -> None:
-        recipe = recipe_of(spec, grid.tensor_group)
+        recipe = recipe_of(spec, grid.tensor_group, grid.sequence_group)
         self._loss = loss_of(recipe)
         self._stages = _Stages(
             [_pipeline_spec(plan) for plan in plans_of(recipe)],

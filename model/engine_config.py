@@ -9,13 +9,14 @@ from torch import nn
 
 from model.contract import RunSpec
 from model.dropout import DropoutClock
+from model.layers import Recipe
 from model.recompute import Recompute
+from model.sequence_parallel import WHOLE, SequenceGroup
 from model.tensor_parallel import ALONE, TensorGroup
-from model.transformer import Recipe
 
 
-def recipe_of(spec: RunSpec, group: TensorGroup = ALONE) -> Recipe:
-    """What the run's model is built from on a rank of `group`."""
+def recipe_of(spec: RunSpec, group: TensorGroup = ALONE, sequence: SequenceGroup = WHOLE) -> Recipe:
+    """What the run's model is built from on a rank of these groups."""
     return Recipe(
         shape=spec.model.shape(),
         seed=spec.seed,
@@ -23,7 +24,8 @@ def recipe_of(spec: RunSpec, group: TensorGroup = ALONE) -> Recipe:
         label_smoothing=spec.model.label_smoothing,
         recompute=Recompute(spec.activation_checkpointing),
         group=group,
-        clock=DropoutClock(spec.seed),
+        sequence=sequence,
+        clock=DropoutClock(spec.seed, sequence=sequence),
     )
 
 
@@ -56,7 +58,8 @@ def deepspeed_config(spec: RunSpec) -> dict[str, Any]:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {
         # Pairs are counted in tokens: DeepSpeed, which only wants the numbers to fit, is told of micro-batches of one.
-        "train_batch_size": spec.batch.global_sequences or spec.micro_batches * spec.layout.data,
+        # To it the ranks of a sequence are replicas, which is what they are to weights and gradients.
+        "train_batch_size": (spec.batch.global_sequences or spec.micro_batches * spec.layout.data) * spec.layout.sequence,
         "train_micro_batch_size_per_gpu": spec.batch.micro_sequences or 1,
         "gradient_accumulation_steps": spec.micro_batches,
         "optimizer": _optimizer(spec),

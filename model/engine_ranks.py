@@ -24,23 +24,29 @@ from deepspeed.runtime.pipe.topology import PipelineParallelGrid, PipeModelDataP
 from deepspeed.utils import logger as deepspeed_logger
 
 from model.contract import LayoutSpec
+from model.sequence_parallel import WHOLE, SequenceGroup
 from model.tensor_parallel import ALONE, TensorGroup
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Stages x replicas x tensor ranks: where this rank stands among them, and the process groups that follow."""
+    """Stages x replicas x sequence ranks x tensor ranks: where this rank stands among them, and the groups that follow."""
 
     topology: PipeModelDataParallelTopology
+    """DeepSpeed's: to it every sequence rank is a replica."""
     replica: int
+    zero_rank: int
+    """Among the ranks that ZeRO spreads the state over: replicas x sequence ranks."""
     tensor_group: TensorGroup
+    sequence_group: SequenceGroup
     process_groups: PipelineParallelGrid | None
     """As DeepSpeed's flat engine asks for them; None where it needs none, or its pipeline makes its own."""
 
 
 def grid_of(layout: LayoutSpec) -> Grid:
-    """The run's grid; makes the process groups that tensor parallelism needs.  Collective; `join_ranks` comes first."""
-    topology = PipeModelDataParallelTopology(num_pp=layout.pipeline, num_mp=layout.tensor, num_dp=layout.data)
+    """The run's grid; makes the process groups of tensor and sequence ranks.  Collective; `join_ranks` comes first."""
+    zero_ranks = layout.data * layout.sequence
+    topology = PipeModelDataParallelTopology(num_pp=layout.pipeline, num_mp=layout.tensor, num_dp=zero_ranks)
     here = topology.get_coord(dist.get_rank())
     tensor_group = ALONE
     if layout.tensor > 1:
@@ -48,8 +54,18 @@ def grid_of(layout: LayoutSpec) -> Grid:
             group = dist.new_group(ranks)
             if dist.get_rank() in ranks:
                 tensor_group = TensorGroup(here.model, layout.tensor, group)
+    replica, part = divmod(here.data, layout.sequence)
+    sequence_group = WHOLE
+    if layout.sequence > 1:
+        for ranks in topology.get_axis_comm_lists("data"):
+            for first in range(0, zero_ranks, layout.sequence):
+                members = ranks[first : first + layout.sequence]
+                group = dist.new_group(members)
+                if dist.get_rank() in members:
+                    sequence_group = SequenceGroup(part, layout.sequence, group)
     is_flat = layout.pipeline == 1 and layout.tensor > 1
-    return Grid(topology, here.data, tensor_group, PipelineParallelGrid(topology) if is_flat else None)
+    process_groups = PipelineParallelGrid(topology) if is_flat else None
+    return Grid(topology, replica, here.data, tensor_group, sequence_group, process_groups)
 
 
 def join_ranks(timeout_s: float) -> None:

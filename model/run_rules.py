@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from model.shape import FAMILY_OPTIONS, Activation, Family, Norm, NormPlace, Position
+from model.shape import FAMILY_OPTIONS, Activation, BlockKind, Family, Norm, Position, Sparse
 
 STANDARD_LIBRARY: Final = "python-stdlib"
 """The corpus that is on every machine."""
@@ -32,23 +32,24 @@ def problems_of(spec: object) -> list[str]:
 
 _AT_LEAST = {
     1: (
-        "steps evaluate_batches model.layers model.d_model model.heads model.d_ff model.positions layout.pipeline "
-        "layout.tensor layout.data batch.sequence_tokens checkpoint.keep guard.window_steps"
+        "steps evaluate_batches model.layers model.d_model model.heads model.d_ff model.positions model.summary_tokens "
+        "layout.pipeline layout.tensor layout.sequence layout.data batch.sequence_tokens checkpoint.keep guard.window_steps"
     ),
     0: (
         "seed evaluate_every_steps layout.zero optimizer.weight_decay optimizer.clip optimizer.warmup_steps "
         "checkpoint.every_steps model.dropout model.kv_heads model.label_smoothing optimizer.final_share "
         "guard.most_skips_in_row model.encoder_layers model.d_key batch.global_sequences batch.micro_sequences "
-        "batch.global_tokens batch.micro_tokens"
+        "batch.global_tokens batch.micro_tokens model.window model.window_block"
     ),
     257: "model.vocabulary",
 }
 _CHOICES = {
     "model.family": tuple(Family),
     "model.norm": tuple(Norm),
-    "model.norm_place": tuple(NormPlace),
+    "model.block": tuple(BlockKind),
     "model.position": tuple(Position),
     "model.activation": tuple(Activation),
+    "model.sparse": tuple(Sparse),
     "optimizer.kind": ("adamw", "adam"),
     "optimizer.schedule": ("cosine", "linear", "constant", "noam"),
     "precision": ("fp32", "bf16", "fp16"),
@@ -208,6 +209,43 @@ def _positions_are_pairs(model: Any) -> str | None:
     return None
 
 
+def _block_fits(model: Any) -> str | None:
+    if model.family not in tuple(Family) or model.kv_heads is None or model.heads is None:
+        return None
+    options = FAMILY_OPTIONS[Family(model.family)]
+    block = model.block or options.get("block", BlockKind.PRE_LN)
+    if block not in tuple(BlockKind):
+        return None
+    simple = BlockKind(block).is_simplified
+    if model.norm == Norm.NONE and not simple:
+        return f"model.norm: none, but {block} blocks need one; choose layer or rms, or model.block sas or sas-p"
+    if simple and model.kv_heads not in (0, model.heads):
+        return f"model.kv_heads: {block} blocks have no values that heads could share; choose 0 or {model.heads}"
+    if simple and model.d_key not in (0, None) and model.d_key * model.heads != model.d_model:
+        return f"model.d_key: {block} blocks have no values of another width; choose 0"
+    if model.encoder_layers and (simple or model.window):
+        return "model.encoder_layers: an encoder-decoder sees whole sentences; choose block pre-ln or post-ln, and window 0"
+    if simple and model.sparse is not None:
+        return f"model.sparse: {block} blocks see everything or a window; choose null, or model.block pre-ln or post-ln"
+    return None
+
+
+def _window_fits(window: int, block: int, summary: int) -> str | None:
+    if min(window, block) < 0 or summary < 1:
+        return None
+    if block and window % block:
+        return f"model.window: {window} is not a multiple of window_block {block}; nearest: {nearest_multiples(window, block)}"
+    if summary > max(1, window):
+        return f"model.summary_tokens: is {summary}, more than a block of {window} tokens; at most {max(1, window)}"
+    return None
+
+
+def _stride_is_told(sparse: str, window: int) -> str | None:
+    if window:
+        return None
+    return f"model.window: is 0, and it is the stride of {sparse} attention; about the root of the sequence is usual, 32 for 1024"
+
+
 def _tensor_divides(tensor: int, heads: int, kv_heads: int, d_ff: int, vocabulary: int) -> str | None:
     if min(tensor, heads, d_ff, vocabulary) < 1 or kv_heads < 0:
         return None
@@ -218,6 +256,21 @@ def _tensor_divides(tensor: int, heads: int, kv_heads: int, d_ff: int, vocabular
         return None
     numbers = f"{heads} heads, {kv_heads or heads} key/value heads, d_ff {d_ff} and {vocabulary} tokens"
     return f"layout.tensor: {numbers} do not divide over {tensor} tensor ranks; nearest: {_nearest(tensor, legal)}"
+
+
+def _sequence_divides(sequence: int, tensor: int, heads: int, kv_heads: int, tokens: int, encoder_layers: int) -> str | None:
+    if min(sequence, tensor, heads, tokens) < 1 or kv_heads < 0:
+        return None
+    shared = math.gcd(heads, kv_heads or heads)
+    if sequence == 1 or shared % tensor:
+        return None
+    if encoder_layers > 0:
+        return f"layout.sequence: an encoder-decoder's sentences stay on one rank, and {sequence} are asked for; choose 1"
+    legal = _divisors(math.gcd(shared // tensor, tokens))
+    if sequence in legal:
+        return None
+    each = f"{shared // tensor} heads (or key/value heads) of a tensor rank and {tokens} tokens of a sequence"
+    return f"layout.sequence: {each} do not divide over {sequence} sequence ranks; nearest: {_nearest(sequence, legal)}"
 
 
 def _noam_warms_up(schedule: str, warmup: int) -> str | None:
@@ -276,7 +329,11 @@ _CROSS_RULES: tuple[tuple[str, Callable[..., str | None]], ...] = (
     ("model.kv_heads model.heads", _key_value_heads_divide),
     ("model", _positions_are_pairs),
     ("model", _matrix_is_shared),
+    ("model", _block_fits),
+    ("model.window model.window_block model.summary_tokens", _window_fits),
+    ("model.sparse model.window", _stride_is_told),
     ("layout.tensor model.heads model.kv_heads model.d_ff model.vocabulary", _tensor_divides),
+    ("layout.sequence layout.tensor model.heads model.kv_heads batch.sequence_tokens model.encoder_layers", _sequence_divides),
     ("optimizer.schedule optimizer.warmup_steps", _noam_warms_up),
     ("layout.pipeline model.layers model.encoder_layers", _stages_fit),
     ("layout.zero layout.pipeline", _zero_fits_pipeline),

@@ -11,62 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Final
 
-
-class Family(StrEnum):
-    """A usual set of options, by name."""
-
-    GPT = "gpt"
-    """Pre-LN, LayerNorm, biases everywhere, learned positions, GELU, tied head."""
-    LLAMA = "llama"
-    """Pre-norm, RMSNorm, no biases, rotary positions, gated feed-forward (SwiGLU), untied head."""
-    VASWANI = "vaswani"
-    """Post-LN, LayerNorm, biases, sinusoidal positions added to embeddings times sqrt(d_model), ReLU, tied head."""
-
-
-class Norm(StrEnum):
-    """What normalises the vectors of the residual stream."""
-
-    LAYER = "layer"
-    """LayerNorm (Ba et al. 2016): centred, gain and bias."""
-    RMS = "rms"
-    """RMSNorm (Zhang & Sennrich 2019): not centred, gain alone."""
-
-
-class NormPlace(StrEnum):
-    """Where the norms stand."""
-
-    PRE = "pre"
-    """x + f(norm(x)), and one norm more after the last layer."""
-    POST = "post"
-    """norm(x + f(x)), as in Vaswani et al. 2017, section 3.1."""
-
-
-class Position(StrEnum):
-    """How a token knows where it stands."""
-
-    LEARNED = "learned"
-    """A trained vector per position is added to the embedding."""
-    SINUSOIDAL = "sinusoidal"
-    """Sines and cosines are added to the embedding (Vaswani et al. 2017, section 3.5)."""
-    ROTARY = "rotary"
-    """Queries and keys are turned by an angle that grows with the position (Su et al. 2021, RoPE)."""
-
-
-class Activation(StrEnum):
-    """What stands between the two matrices of the feed-forward."""
-
-    RELU = "relu"
-    GELU = "gelu"
-    SWIGLU = "swiglu"
-    """silu(xW_1) * xW_3, with a third matrix (Shazeer 2020)."""
-
-    @property
-    def is_gated(self) -> bool:
-        return self is Activation.SWIGLU
+from model.options import Activation, BlockKind, Family, Norm, Position, Sparse
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +74,7 @@ class TransformerShape:
     tied: bool = True
     """The output head is the token embedding."""
     norm: Norm = Norm.LAYER
-    norm_place: NormPlace = NormPlace.PRE
+    block: BlockKind = BlockKind.PRE_LN
     position: Position = Position.LEARNED
     activation: Activation = Activation.GELU
     biases: bool = True
@@ -140,6 +88,13 @@ class TransformerShape:
     rotary_base: float = 10_000.0
     """Theta of RoPE; without effect for other positions."""
     norm_eps: float = 1e-5
+    window: int = 0
+    """Tokens that each token sees, itself included (sliding window, Beltagy et al. 2020); 0: all before it."""
+    window_block: int = 0
+    """Queries worked on together, a divisor of `window`, without effect on results; 0: as many as `window`."""
+    sparse: Sparse | None = None
+    summary_tokens: int = 1
+    """Of each block of `fixed` attention, the c of its paper."""
 
     def __post_init__(self) -> None:
         for name in ("layers", "d_model", "heads", "d_ff", "vocabulary", "positions"):
@@ -155,6 +110,31 @@ class TransformerShape:
             raise ValueError(f"rotary positions turn pairs, and a head of {self.d_query_key} is not made of pairs")
         if self.position is Position.SINUSOIDAL and self.d_model % 2:
             raise ValueError(f"sinusoidal positions are pairs of sine and cosine, and d_model {self.d_model} is odd")
+        for problem in filter(None, (self._block_problem(), self._window_problem())):
+            raise ValueError(problem)
+
+    def _block_problem(self) -> str | None:
+        simple = self.block.is_simplified
+        if self.norm is Norm.NONE and not simple:
+            return f"{self.block} blocks need a norm, layer or rms; blocks that can do without are sas and sas-p"
+        if simple and self.key_value_heads != self.heads:
+            return f"{self.block} blocks have no values that heads could share; kv_heads must be 0 or {self.heads}"
+        if simple and self.d_query_key != self.d_head:
+            return f"{self.block} blocks have no values of another width; d_key must be 0 or {self.d_head}"
+        if simple and self.sparse:
+            return f"{self.block} blocks see all before a token or a window; sparse {self.sparse} is for pre-ln and post-ln"
+        return None
+
+    def _window_problem(self) -> str | None:
+        if min(self.window, self.window_block) < 0:
+            return f"window {self.window} and window_block {self.window_block} must be at least 0"
+        if self.window_block and self.window % self.window_block:
+            return f"window {self.window} is not a multiple of window_block {self.window_block}"
+        if self.sparse and not self.window:
+            return f"sparse {self.sparse} attention needs a window, which is its stride"
+        if not 1 <= self.summary_tokens <= max(1, self.window):
+            return f"summary_tokens is {self.summary_tokens}; it must lie between 1 and the window, {max(1, self.window)}"
+        return None
 
     @property
     def d_head(self) -> int:
@@ -179,10 +159,24 @@ class TransformerShape:
         return self.activation.is_gated
 
     def attention_parameters(self, tensor: int = 1) -> int:
-        """One layer's W_Q, W_K, W_V, W_O and their biases; of one of `tensor` ranks, which hold W_O's bias each."""
+        """One layer's W_Q, W_K, W_V, W_O and their biases; of one of `tensor` ranks, which hold W_O's bias each.
+
+        Simplified blocks have W_Q, W_K, three gains for each head, and the gains of the block: two, with a skip three.
+        """
+        has_biases = self.biases and self.attention_biases
+        if self.block.is_simplified:
+            own = 2 * self.d_model * (self.d_model + (1 if has_biases else 0)) + 3 * self.heads
+            return own // tensor + (3 if self.block is BlockKind.SAS else 2)
         matrices = self.d_model * (sum(self.attention_widths) + self.d_model) // tensor
         biases = sum(self.attention_widths) // tensor + self.d_model
-        return matrices + (biases if self.biases and self.attention_biases else 0)
+        return matrices + (biases if has_biases else 0)
+
+    def first_layer_parameters(self, tensor: int = 1) -> int:
+        """What the first layer has beyond the others: with simplified blocks W_V, its bias and its two gains."""
+        if not self.block.is_simplified:
+            return 0
+        has_biases = self.biases and self.attention_biases
+        return self.d_model * (self.d_model + (1 if has_biases else 0)) // tensor + 2
 
     def feed_forward_parameters(self, tensor: int = 1) -> int:
         """One layer's feed-forward: two matrices, three if gated, and biases; of one of `tensor` ranks."""
@@ -192,15 +186,24 @@ class TransformerShape:
 
     def norm_parameters(self) -> int:
         """One norm: gain and bias (LayerNorm) or gain alone (RMSNorm)."""
-        return self.d_model * (2 if self.norm is Norm.LAYER else 1)
+        return self.d_model * (1 if self.norm is Norm.RMS else 2)
+
+    def norms_per_block(self) -> int:
+        """Two; one where attention and feed-forward share their input; none where the blocks do without."""
+        return 0 if self.norm is Norm.NONE else 1 if self.block is BlockKind.SAS_P else 2
 
     def final_norm_parameters(self) -> int:
         """The norm after the last layer, which post-LN has not."""
-        return self.norm_parameters() if self.norm_place is NormPlace.PRE else 0
+        return 0 if self.block is BlockKind.POST_LN else self.norm_parameters()
+
+    def first_norm_parameters(self) -> int:
+        """The norm before the first block, where the blocks have none."""
+        return self.norm_parameters() if self.norm is Norm.NONE else 0
 
     def block_parameters(self, tensor: int = 1) -> int:
-        """One layer: attention, feed-forward and their two norms; of one of `tensor` ranks, which hold the norms each."""
-        return self.attention_parameters(tensor) + self.feed_forward_parameters(tensor) + 2 * self.norm_parameters()
+        """One layer but the first: attention, feed-forward and norms; of one of `tensor` ranks, which hold the norms each."""
+        norms = self.norms_per_block() * self.norm_parameters()
+        return self.attention_parameters(tensor) + self.feed_forward_parameters(tensor) + norms
 
     def position_parameters(self) -> int:
         """Learned positions; the other kinds have none."""
@@ -212,9 +215,11 @@ class TransformerShape:
         return ParameterCount(
             token_embedding=embedding,
             position_embedding=self.position_parameters(),
-            attention=self.layers * self.attention_parameters(),
+            attention=self.layers * self.attention_parameters() + self.first_layer_parameters(),
             feed_forward=self.layers * self.feed_forward_parameters(),
-            norms=2 * self.layers * self.norm_parameters() + self.final_norm_parameters(),
+            norms=self.layers * self.norms_per_block() * self.norm_parameters()
+            + self.first_norm_parameters()
+            + self.final_norm_parameters(),
             head=0 if self.tied else embedding,
         )
 
@@ -227,7 +232,7 @@ class TransformerShape:
         """
         blocks = self._checked_blocks(pipeline, tensor, self.layers)
         embedding = -(-self.vocabulary // tensor) * self.d_model
-        first = embedding + self.position_parameters()
+        first = embedding + self.position_parameters() + self.first_layer_parameters(tensor) + self.first_norm_parameters()
         last = self.final_norm_parameters() + embedding
         if pipeline == 1:
             return blocks + first + last - (embedding if self.tied else 0)
@@ -246,11 +251,18 @@ class TransformerShape:
         """Floating-point operations of one forward pass per token; a multiply-add counts as two.
 
         Matrices: 2 per weight, the head included, look-ups free.  Attention scores and their weighted sum:
-        2 * sequence * (queries' + values' width) per layer, the causal half not taken off, as in Narayanan et al. 2021
+        2 * tokens seen * (queries' + values' width) per layer, the causal half not taken off, as in Narayanan et al. 2021
         (arXiv 2104.04473, appendix) and Chowdhery et al. 2022 (PaLM, appendix B).
         """
         attention, feed_forward, scores = self._layer_weights(sequence_tokens)
-        return 2 * (self.layers * (attention + feed_forward + scores) + self.vocabulary * self.d_model)
+        first_values = self.d_model * self.d_model if self.block.is_simplified else 0
+        return 2 * (self.layers * (attention + feed_forward + scores) + first_values + self.vocabulary * self.d_model)
+
+    def most_seen(self, sequence_tokens: int) -> int:
+        """Tokens that the last of a sequence sees, itself included."""
+        near = min(self.window or sequence_tokens, sequence_tokens)
+        blocks_before = (sequence_tokens - near) // self.window if self.sparse else 0
+        return near + blocks_before * (self.summary_tokens if self.sparse is Sparse.FIXED else 1)
 
     def backward_flops_per_token(self, sequence_tokens: int) -> int:
         """Twice the forward pass: one product for the input's gradient, one for the weight's."""
@@ -258,9 +270,10 @@ class TransformerShape:
 
     def _layer_weights(self, sequence_tokens: int) -> tuple[int, int, int]:
         """Multiply-adds per token of one attention's matrices, of a feed-forward, and of scores with their weighted sum."""
-        attention = self.d_model * (sum(self.attention_widths) + self.d_model)
+        values_and_output = 0 if self.block.is_simplified else self.attention_widths[2] + self.d_model
+        attention = self.d_model * (sum(self.attention_widths[:2]) + values_and_output)
         feed_forward = (3 if self.is_gated else 2) * self.d_model * self.d_ff
-        return attention, feed_forward, sequence_tokens * (self.attention_widths[0] + self.d_model)
+        return attention, feed_forward, self.most_seen(sequence_tokens) * (self.attention_widths[0] + self.d_model)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,6 +292,8 @@ class EncoderDecoderShape(TransformerShape):
             raise ValueError(f"encoder_layers is {self.encoder_layers}; it must be at least 1")
         if not self.tied:
             raise ValueError("an encoder-decoder shares one matrix between source, target and output; tied must be true")
+        if self.block.is_simplified or self.window:
+            raise ValueError("an encoder-decoder has pre-ln or post-ln blocks that see the whole sentence; window must be 0")
 
     def encoder_block_parameters(self, tensor: int = 1) -> int:
         """One encoder layer: attention, feed-forward and their two norms; of one of `tensor` ranks."""
@@ -335,7 +350,7 @@ FAMILY_OPTIONS: Final[Mapping[Family, Mapping[str, Any]]] = MappingProxyType(
             "rotary_base": 500_000.0,
         },
         Family.VASWANI: {
-            "norm_place": NormPlace.POST,
+            "block": BlockKind.POST_LN,
             "position": Position.SINUSOIDAL,
             "activation": Activation.RELU,
             "attention_biases": False,

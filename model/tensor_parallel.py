@@ -145,6 +145,45 @@ def sum_over_ranks(partial: Tensor, group: TensorGroup) -> Tensor:
     return partial if group.size == 1 else _SumOverRanks.apply(partial, group)
 
 
+def own_columns(hidden: Tensor, group: TensorGroup) -> Tensor:
+    """(…, D) whole -> (…, D / ranks): the columns of this rank's heads; backward, every rank gets all ranks' gradients."""
+    return hidden if group.size == 1 else _OwnColumns.apply(hidden, group)
+
+
+def all_columns(part: Tensor, group: TensorGroup) -> Tensor:
+    """(…, D / ranks) -> (…, D) whole, the ranks' columns side by side; backward, each gets its own columns' gradient."""
+    return part if group.size == 1 else _AllColumns.apply(part, group)
+
+
+def _gathered(part: Tensor, group: TensorGroup) -> Tensor:
+    parts = [torch.empty_like(part) for _ in range(group.size)]
+    dist.all_gather(parts, part.contiguous(), group=group.group)
+    return torch.cat(parts, dim=-1)
+
+
+class _OwnColumns(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, hidden: Tensor, group: TensorGroup) -> Tensor:
+        context.tensor_group = group
+        return hidden.chunk(group.size, dim=-1)[group.rank].contiguous()
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Any:
+        return _gathered(gradients[0].contiguous(), context.tensor_group), None
+
+
+class _AllColumns(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, part: Tensor, group: TensorGroup) -> Tensor:
+        context.tensor_group = group
+        return _gathered(part.contiguous(), group)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Any:
+        group = context.tensor_group
+        return gradients[0].chunk(group.size, dim=-1)[group.rank].contiguous(), None
+
+
 class _ToRanks(torch.autograd.Function):
     """f of Megatron-LM, figure 3: identity forward, all-reduce backward."""
 

@@ -12,11 +12,12 @@ from pathlib import Path
 from torch import Tensor
 
 from model.contract import ManifestError, ModelSpec, newest_complete, verify_manifest
+from model.layers import Recipe
 from model.manifest import MANIFEST_NAME, Manifest, step_folders
 from model.resumption import CheckpointError
 from model.state import StateReader
 from model.strict_json import build
-from model.transformer import Recipe, Transformer
+from model.transformer import Transformer
 
 
 @dataclass(frozen=True, slots=True)

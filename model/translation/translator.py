@@ -11,11 +11,11 @@ from tokenizers import Tokenizer
 
 from model.contract import RunSpec
 from model.encoder_decoder import EncoderDecoder
+from model.layers import Recipe
 from model.manifest import Manifest, ManifestError, step_folders, verify_manifest
 from model.resumption import CheckpointError
 from model.shape import EncoderDecoderShape
 from model.state import StateReader
-from model.transformer import Recipe
 from model.translation.corpus import decode_sentence, encode_sentences, open_tokenizer, prepared_parallel_folder, vocabulary_facts
 from model.translation.decoding import translate_tokens
 

@@ -41,9 +41,9 @@ class JobModel(Strict):
     tied: bool | None = None
     """One matrix for embedding and output."""
     norm: str | None = None
-    """`layer` or `rms`."""
-    norm_place: str | None = None
-    """`pre` or `post`."""
+    """`layer` or `rms`; `none` with simplified blocks."""
+    block: str | None = None
+    """`pre-ln`, `post-ln`, or a simplified block: `sas` or `sas-p`."""
     position: str | None = None
     """`learned`, `sinusoidal` or `rotary`."""
     activation: str | None = None
@@ -53,6 +53,14 @@ class JobModel(Strict):
     """Embeddings are multiplied by the root of `d_model`."""
     rotary_base: Number | None = None
     norm_eps: Number | None = None
+    window: Count | None = None
+    """Tokens that each token sees, itself included; all before it if left out."""
+    window_block: Count | None = None
+    """Queries worked on together, a divisor of `window`; as many as `window` if left out."""
+    sparse: str | None = None
+    """`strided` or `fixed`, with `window` as stride: every token sees some far before it, too."""
+    summary_tokens: Count | None = None
+    """Of each block of `fixed` attention that later blocks see; 1 if left out."""
     dropout: Number | None = None
     """On sub-layer outputs and embeddings; 0 if left out."""
     label_smoothing: Number | None = None
@@ -78,6 +86,8 @@ class JobLayout(Strict):
     """Stages the layers are cut into."""
     tensor: Count = 1
     """Ranks that share each layer; best on one node. It divides the heads, the key/value heads and `d_ff`."""
+    sequence: Count = 1
+    """Ranks that each hold a part of every sequence (Ulysses). It divides the heads and `sequence_tokens`."""
     data: Count = 1
     """Replicas that each see their share of the batch."""
     least_data: Count | None = None
@@ -85,6 +95,11 @@ class JobLayout(Strict):
     stays, so those degrees are used that it divides by."""
     zero: Annotated[int, Field(ge=0, le=3)] = 1
     """ZeRO stage; with a pipeline, 1."""
+
+    @property
+    def ranks_per_replica(self) -> int:
+        """All stages, with the ranks that share their layers and their sequences."""
+        return self.pipeline * self.tensor * self.sequence
 
 
 class JobBatch(Strict):

@@ -15,7 +15,7 @@ def smaller_jobs(job: JobSpec) -> Iterator[JobSpec]:
     if layout.least_data is None or batch is None or job.command:
         return
     for data in range(layout.data - 1, layout.least_data - 1, -1):
-        ranks = layout.pipeline * layout.tensor * data
+        ranks = layout.ranks_per_replica * data
         divides = batch.global_sequences % (batch.micro_sequences * data) == 0
         if divides and ranks % job.ranks_per_node == 0:
             yield with_replicas(job, data)
@@ -25,11 +25,11 @@ def as_placed(job: JobSpec, ranks: int) -> JobSpec:
     """`job` with the replicas that `ranks` placed ranks make: its own, or fewer."""
     if job.command or ranks in (0, job.ranks):
         return job
-    return with_replicas(job, ranks // (job.layout.pipeline * job.layout.tensor))
+    return with_replicas(job, ranks // job.layout.ranks_per_replica)
 
 
 def with_replicas(job: JobSpec, data: int) -> JobSpec:
     """`job` with `data` replicas on as many nodes as they fill."""
-    ranks = job.layout.pipeline * job.layout.tensor * data
+    ranks = job.layout.ranks_per_replica * data
     layout = job.layout.model_copy(update={"data": data})
     return job.model_copy(update={"layout": layout, "nodes": ranks // job.ranks_per_node})

@@ -53,7 +53,9 @@ def _model_problems(job: JobSpec) -> list[Finding]:
     least = job.layout.least_data
     if least is not None and least > job.layout.data:
         problems.append(f"layout.least_data: is {least}, more than layout.data {job.layout.data}; at most {job.layout.data}")
-    if not any(problem.startswith(("layout.pipeline", "layout.tensor", "layout.data")) for problem in problems):
+    if not any(
+        problem.startswith(("layout.pipeline", "layout.tensor", "layout.sequence", "layout.data")) for problem in problems
+    ):
         problems.extend(_world_problem(spec, job))
     return [_finding(problem) for problem in problems]
 
@@ -75,8 +77,9 @@ def _world_problem(spec: RunSpec, job: JobSpec) -> list[str]:
         spec.check_world(job.ranks)
     except ContractError:
         layout = spec.layout
-        group = layout.pipeline * layout.tensor
-        tensor = f"tensor {layout.tensor} x " if layout.tensor > 1 else ""
+        group = layout.pipeline * layout.tensor * layout.sequence
+        inner = {"tensor": layout.tensor, "sequence": layout.sequence}
+        tensor = "".join(f"{name} {degree} x " for name, degree in inner.items() if degree > 1)
         product = f"pipeline {layout.pipeline} x {tensor}data {layout.data} = {layout.ranks} ranks"
         asked = f"{job.nodes} nodes x {job.ranks_per_node} ranks_per_node = {job.ranks}"
         ways = []
@@ -84,7 +87,7 @@ def _world_problem(spec: RunSpec, job: JobSpec) -> list[str]:
             ways.append(f"set nodes to {layout.ranks // job.ranks_per_node}")
         if job.ranks % group == 0:
             ways.append(f"set layout.data to {job.ranks // group}")
-        degrees = "layout.pipeline x layout.tensor" if layout.tensor > 1 else "layout.pipeline"
+        degrees = " x ".join(["layout.pipeline", *(f"layout.{name}" for name, degree in inner.items() if degree > 1)])
         way_out = ", or ".join(ways) or f"choose {degrees} as a divisor of {job.ranks}"
         return [f"layout: {product}, but {asked}; {way_out}"]
     return []

@@ -119,8 +119,8 @@ def _is_free(node: PlaceableNode, excluded: Mapping[str, str], held: Mapping[str
 
 
 def _nodes_per_group(job: JobSpec) -> int:
-    """Nodes that one replica fills, all its stages and tensor ranks; 1 where replicas share nodes."""
-    ranks = job.layout.pipeline * job.layout.tensor
+    """Nodes that one replica fills, all its stages, tensor and sequence ranks; 1 where replicas share nodes."""
+    ranks = job.layout.ranks_per_replica
     return ranks // job.ranks_per_node if ranks % job.ranks_per_node == 0 else 1
 
 
@@ -149,14 +149,14 @@ def _choose_groups(free: Sequence[PlaceableNode], wanted: int, group_size: int) 
 
 
 def _assign(job: JobSpec, chosen: Sequence[PlaceableNode]) -> tuple[tuple[int, str], ...]:
-    """Replica after replica along the nodes, tensor ranks side by side: rank = (stage x data degree + replica) x tensor
-    degree + part, as the model counts them."""
+    """Replica after replica along the nodes, its ranks of a stage side by side, tensor ranks innermost:
+    rank = ((stage x data degree + replica) x sequence degree + part) x tensor degree + part, as the model counts them."""
     if job.command:
         order = list(range(job.ranks))
     else:
-        data, tensor = job.layout.data, job.layout.tensor
+        data, inner = job.layout.data, job.layout.tensor * job.layout.sequence
         places = ((stage * data + replica) for replica in range(data) for stage in range(job.layout.pipeline))
-        order = [place * tensor + part for place in places for part in range(tensor)]
+        order = [place * inner + part for place in places for part in range(inner)]
     slots = [node.name for node in chosen for _ in range(job.ranks_per_node)]
     return tuple(sorted(zip(order, slots, strict=True)))
 

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from model.contract import RunSpec
 from model.encoder_decoder import PairLoss
+from model.layers import Recipe
 from model.shape import EncoderDecoderShape, Family, Position, shape_of_family
-from model.transformer import Recipe
 from model.translation.batches import PairBatch, PairBatches
 from model.translation.beam_search import EXTRA_TOKENS, beam_search
 from model.translation.corpus import ParallelCorpus, decode_sentence, encode_sentences, prepare_parallel

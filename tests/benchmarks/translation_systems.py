@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.encoder_decoder import EncoderDecoder
+from model.layers import Recipe
 from model.shape import EncoderDecoderShape
-from model.transformer import Recipe, sinusoids
+from model.transformer import sinusoids
 from model.translation.decoding import CachedDecoder, UncachedDecoder
 from model.translation.special_tokens import PAD
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from model.encoder_decoder import EncoderDecoder, PairLoss, visible
-from model.shape import PRESETS, EncoderDecoderShape, Family, NormPlace, Position, shape_of_family
+from model.layers import Recipe
+from model.shape import PRESETS, BlockKind, EncoderDecoderShape, Family, Position, shape_of_family
 from model.tensor_parallel import ALONE
-from model.transformer import Recipe
 from model.translation.special_tokens import PAD
 
 NUMBERS = {"layers": 2, "encoder_layers": 3, "d_model": 16, "heads": 4, "d_ff": 24, "vocabulary": 30, "positions": 12}
@@ -42,7 +42,7 @@ def torchs_own(model: EncoderDecoder) -> nn.Transformer:
     """torch.nn.Transformer with the same weights; post-LN has no norm after the last layer, as published."""
     shape = model.recipe.shape
     assert isinstance(shape, EncoderDecoderShape)
-    pre = shape.norm_place is NormPlace.PRE
+    pre = shape.block is BlockKind.PRE_LN
     numbers = (shape.d_model, shape.heads, shape.d_ff, 0.0)
     options = {"batch_first": True, "norm_first": pre, "activation": "relu"}
     encoder = nn.TransformerEncoder(
@@ -87,9 +87,9 @@ def copy_attention(theirs: nn.MultiheadAttention, inputs: nn.Module, output: nn.
     theirs.out_proj.bias.copy_(output.bias)
 
 
-@pytest.mark.parametrize("place", list(NormPlace))
-def test_outputs_are_those_of_torchs_transformer_with_the_same_weights(place: NormPlace) -> None:
-    model = in_double(Recipe(tiny_shape(norm_place=place, attention_biases=True), seed=1))
+@pytest.mark.parametrize("block", [BlockKind.PRE_LN, BlockKind.POST_LN])
+def test_outputs_are_those_of_torchs_transformer_with_the_same_weights(block: BlockKind) -> None:
+    model = in_double(Recipe(tiny_shape(block=block, attention_biases=True), seed=1))
     with torch.no_grad():
         for parameter in model.parameters():  # norms and biases too must count
             parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
@@ -120,7 +120,7 @@ def test_outputs_are_those_of_torchs_transformer_with_the_same_weights(place: No
 # ---------------------------------------------------------------------- counts
 SHAPES = {
     "as published": {},
-    "pre-norm, learned": {"norm_place": NormPlace.PRE, "position": Position.LEARNED},
+    "pre-norm, learned": {"block": BlockKind.PRE_LN, "position": Position.LEARNED},
     "narrow keys": {"d_key": 3, "attention_biases": True},
     "no biases": {"biases": False},
 }
@@ -152,9 +152,9 @@ def test_three_embeddings_are_one_matrix() -> None:
 
 
 # ---------------------------------------------------------------------- what it may see
-@pytest.mark.parametrize("place", list(NormPlace))
-def test_padding_changes_nothing_and_later_targets_are_not_seen(place: NormPlace) -> None:
-    model = in_double(Recipe(tiny_shape(norm_place=place), seed=1))
+@pytest.mark.parametrize("block", [BlockKind.PRE_LN, BlockKind.POST_LN])
+def test_padding_changes_nothing_and_later_targets_are_not_seen(block: BlockKind) -> None:
+    model = in_double(Recipe(tiny_shape(block=block), seed=1))
     source_BS, target_BT = some_pairs()
     whole = model.logits(source_BS, target_BT)
     alone = model.logits(source_BS[:1, :4], target_BT[:1, :3])
@@ -191,7 +191,7 @@ def test_dropout_falls_on_every_sub_layer_and_both_embeddings_and_on_nothing_els
 
 
 def test_the_encoder_alone_gives_the_memory_that_the_decoder_reads() -> None:
-    model = in_double(Recipe(replace(tiny_shape(), norm_place=NormPlace.PRE), seed=1))
+    model = in_double(Recipe(replace(tiny_shape(), block=BlockKind.PRE_LN), seed=1))
     source_BS, target_BT = some_pairs()
     memory_BSD = model.encode(source_BS)
     moment = model.recipe.clock.now

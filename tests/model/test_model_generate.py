@@ -13,8 +13,9 @@ from training_launch import Launch, Launcher, tiny_spec
 from model.contract import ExitCode
 from model.corpus import prepare_corpus
 from model.generate import chooser, continue_tokens, main
+from model.layers import Recipe
 from model.shape import FAMILY_OPTIONS, Family, TransformerShape
-from model.transformer import Recipe, Transformer
+from model.transformer import Transformer
 
 
 def a_model(family: Family = Family.GPT) -> Transformer:

@@ -32,6 +32,8 @@ LAYOUTS = {
     "stages2 x2": LayoutSpec(pipeline=2, data=2),
     "tensor2": LayoutSpec(tensor=2),
     "stages2 tensor2": LayoutSpec(pipeline=2, tensor=2),
+    "sequence2 zero3": LayoutSpec(sequence=2, zero=3),
+    "sequence2 x2": LayoutSpec(sequence=2, data=2),
 }
 MODELS: dict[str, dict[str, Any]] = {
     "gpt": {},
@@ -50,6 +52,8 @@ CHANGES = [
     ("gpt", "zero0 x2", "zero2 x2"),
     ("gpt", "stages2 tensor2", "one"),
     ("gpt", "one", "stages2 tensor2"),
+    ("gpt", "sequence2 zero3", "stages2"),
+    ("gpt", "zero3 x4", "sequence2 x2"),
     ("llama", "stages2 tensor2", "zero3 x2"),
     ("llama", "zero3 x4", "tensor2"),
 ]

@@ -7,18 +7,21 @@ import pytest
 import torch
 
 from model.encoder_decoder import model_of
+from model.layers import Recipe
 from model.shape import (
     FAMILY_OPTIONS,
     PRESETS,
     Activation,
+    BlockKind,
     Family,
     Norm,
     Position,
     TransformerShape,
     state_bytes_per_rank,
 )
+from model.simplified import SimplifiedBlock
 from model.tensor_parallel import TensorGroup
-from model.transformer import Block, Recipe, Transformer, layer_plans
+from model.transformer import Block, Transformer, layer_plans
 
 PUBLISHED_TOTALS = {
     # Counted from the released weights: GPT-2 and Llama 3 on their model pages, GPT-3 from table 2.1 of its paper.
@@ -54,6 +57,8 @@ OPTIONS = [
     {"activation": Activation.SWIGLU},
     {**FAMILY_OPTIONS[Family.LLAMA], "kv_heads": 2},
     FAMILY_OPTIONS[Family.VASWANI],
+    {"block": BlockKind.SAS, "norm": Norm.RMS},
+    {"block": BlockKind.SAS_P, "norm": Norm.NONE, "biases": False},
 ]
 
 
@@ -66,7 +71,7 @@ def test_the_built_module_has_exactly_the_counted_parameters_part_by_part(option
         **{"5.weight": "norms", "5.bias": "norms", "6.weight": "head"},
     }
     for name, parameter in Transformer(Recipe(shape, seed=1)).named_parameters():
-        within = "norms" if "norm" in name else "attention" if ".attention." in name else "feed_forward"
+        within = "norms" if "norm" in name else "feed_forward" if ".feed_forward." in name else "attention"
         built[parts.get(name, within)] += parameter.numel()
     assert {**built, "total": sum(built.values())} == shape.parameters().as_dict()
 
@@ -84,7 +89,7 @@ def rank_parameters(shape: TransformerShape, pipeline: int, tensor: int) -> list
     for rank in range(tensor):
         plans = layer_plans(Recipe(shape, seed=1, group=TensorGroup(rank, tensor)))
         modules = [plan.module(*plan.arguments) for plan in plans]
-        blocks = [index for index, plan in enumerate(plans) if plan.module is Block]
+        blocks = [index for index, plan in enumerate(plans) if plan.module in (Block, SimplifiedBlock)]
         each = len(blocks) // pipeline
         cuts = [0, *(blocks[stage * each] for stage in range(1, pipeline)), len(plans)]
         if pipeline == 1 and shape.tied:

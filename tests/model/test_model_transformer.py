@@ -15,21 +15,11 @@ from torch.nn import functional
 from model.cut import Cut
 from model.dropout import Dropout, DropoutClock, Moment
 from model.kv_cache import KeyValueCache
+from model.layers import FeedForward, Recipe, SelfAttention, rotate, rotations
 from model.recompute import Recompute
 from model.shape import FAMILY_OPTIONS, Activation, Family, TransformerShape
 from model.tensor_parallel import Shard, shards_of
-from model.transformer import (
-    Block,
-    FeedForward,
-    Positions,
-    Recipe,
-    SelfAttention,
-    Transformer,
-    layer_plans,
-    rotate,
-    rotations,
-    sinusoids,
-)
+from model.transformer import Block, Positions, Transformer, layer_plans, sinusoids
 
 SEED = 5
 

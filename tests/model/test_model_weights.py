@@ -15,10 +15,11 @@ from training_launch import tiny_spec
 
 from model import export
 from model.contract import RunSpec, write_manifest
+from model.layers import Recipe
 from model.manifest import describe_file, files_in, step_folder_name
 from model.resumption import CheckpointError, manifest_for
 from model.state import KINDS, STATE_NAME, Fragment, state_text, tensor_name
-from model.transformer import Recipe, Transformer
+from model.transformer import Transformer
 from model.weights import load_model, open_weights
 
 

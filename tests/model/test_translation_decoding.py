@@ -7,8 +7,8 @@ import torch
 from test_encoder_decoder import in_double, tiny_shape
 
 from model.encoder_decoder import EncoderDecoder
-from model.shape import NormPlace, Position
-from model.transformer import Recipe
+from model.layers import Recipe
+from model.shape import BlockKind, Position
 from model.translation.beam_search import beam_search
 from model.translation.decoding import CachedDecoder, UncachedDecoder, padded, translate_tokens
 from model.translation.special_tokens import BEGIN, END
@@ -25,7 +25,7 @@ def model_of(**options: object) -> EncoderDecoder:
 
 OPTIONS = {
     "as published": {},
-    "pre-norm": {"norm_place": NormPlace.PRE},
+    "pre-norm": {"block": BlockKind.PRE_LN},
     "learned": {"position": Position.LEARNED},
     "grouped": {"kv_heads": 2, "d_key": 6},
     "rotary": {"position": Position.ROTARY},

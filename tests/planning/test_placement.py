@@ -67,6 +67,13 @@ def test_tensor_ranks_share_a_node_and_the_stages_of_a_replica_a_leaf() -> None:
     assert [node for _, node in found.ranks] == ["r01-n1"] * 2 + ["r02-n1"] * 2 + ["r01-n2"] * 2 + ["r02-n2"] * 2
 
 
+def test_sequence_ranks_stand_between_tensor_ranks_and_replicas() -> None:
+    found = place(a_job(layout={"sequence": 2, "data": 2, "zero": 1}), four_nodes(), {}, {})
+    assert isinstance(found, Placement)
+    # rank = replica x 2 + part of the tokens; the two of a replica share a leaf
+    assert [node for _, node in found.ranks] == ["r01-n1", "r01-n2", "r02-n1", "r02-n2"]
+
+
 def test_a_ring_of_replicas_crosses_each_leaf_boundary_once() -> None:
     found = place(a_job(layout={"data": 4, "zero": 3}), four_nodes(), {}, {})
     assert isinstance(found, Placement)
