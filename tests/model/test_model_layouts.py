@@ -12,6 +12,8 @@ from model.contract import ExitCode, RunSpec
 from model.corpus import prepare_corpus
 
 STEPS = 20
+SEED = 8
+"""One whose curve has no steep place: seed 7 meets one at step 14, where the last digits are magnified a thousandfold."""
 TOLERANCE = 1e-5
 """Relative, of every loss and every gradient norm; sums in another order differ by some 1e-7 in fp32."""
 
@@ -28,8 +30,7 @@ VASWANI: dict[str, Any] = {
 }
 SAS: dict[str, Any] = {"model": {"block": "sas", "norm": "rms", "dropout": 0.1}, "activation_checkpointing": "full"}
 SAS_P: dict[str, Any] = {"model": {"block": "sas-p", "norm": "none", "position": "rotary", "window": 6}}
-LONG: dict[str, Any] = {"model": {"dropout": 0.1, "kv_heads": 2}, "seed": 8}
-"""With seed 7, rounding errors of `gpt` are magnified at step 14 by a steep place: 4e-6 in the norm over replicas, 1e-4 here."""
+LONG: dict[str, Any] = {"model": {"dropout": 0.1, "kv_heads": 2}}
 MODELS = {"gpt": GPT, "llama": LLAMA, "vaswani": VASWANI, "sas": SAS, "sas-p": SAS_P, "long": LONG, "plain": {}}
 """Tied and untied heads, every block, norm, position and activation, a window, no, selective and full recomputation."""
 
