@@ -76,7 +76,9 @@ def name_of(layout: dict[str, int]) -> str:
 
 def a_spec(runs: Path, model: str, layout: dict[str, int]) -> RunSpec:
     changes = MODELS[model]
-    return tiny_spec(runs / f"{model}-{name_of(layout)}", layout=layout, steps=STEPS, evaluate_every_steps=10, **changes)
+    return tiny_spec(
+        runs / f"{model}-{name_of(layout)}", layout=layout, steps=STEPS, seed=SEED, evaluate_every_steps=10, **changes
+    )
 
 
 def finish(launch: Launch) -> Launch:
