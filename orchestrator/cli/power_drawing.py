@@ -1,6 +1,6 @@
 """The power tree as a picture to hang on the wall: every part, coloured by its load after the worst single loss."""
 
-from orchestrator.cli.power_view import alike, kilowatts_1
+from orchestrator.cli.power_view import alike, kilowatts_1, of_limit
 from orchestrator.cli.svg import INK, LINE, PALE, colour_of, document, fitted, ink_on, legend, line, rect, text
 from orchestrator.domain.spec import ClusterSpec
 from orchestrator.planning.power_loss import PowerReport
@@ -22,6 +22,13 @@ def power_svg(spec: ClusterSpec, report: PowerReport) -> str:
     caps = sorted(set(round(cap) for cap in report.caps_w.values()))
     below = drawing.bottom + 30
     words = "no machine needs a power cap after any single loss"
+    drawn_w = sum(sum(report.normal[feed]) for feed in spec.feeds)
+    fullest, ratio, lost = _tightest(report)
+    of_feeds = of_limit(drawn_w, sum(feed.limit_w for feed in spec.feeds.values()))
+    totals = (
+        f"{len(spec.nodes):,} nodes, {len(spec.equipment):,} pieces of equipment: at most {of_feeds} of the feeds' limits. "
+        f"N-1: the fullest part is {fullest}, with {1 - ratio:.0%} left" + (f" without {lost}." if lost else ".")
+    )
     if caps:
         span = kilowatts_1(caps[0]) + (f" to {kilowatts_1(caps[-1])}" if len(caps) > 1 else "")
         words = f"{len(report.caps_w):,} machines must be capped after the worst single loss, at {span} kW"
@@ -30,15 +37,30 @@ def power_svg(spec: ClusterSpec, report: PowerReport) -> str:
         text(
             MARGIN,
             58,
-            "Load of limit with every machine at its largest draw; below it the load after the worst loss of any one part.",
+            "Load of limit with every machine at its largest draw; below it the load after the worst loss of any one part, and"
+            " what is then left of the limit. Stacked boxes stand for parts that carry the same.",
             12,
             PALE,
         ),
         *legend(MARGIN, 68, "colour: worst load of limit"),
     ]
     return document(
-        WIDTH, below + 24, [*head, *drawing.parts, text(MARGIN, below, words, 13)], f"Power of cluster {spec.cluster}"
+        WIDTH,
+        below + 44,
+        [*head, *drawing.parts, text(MARGIN, below, totals, 13), text(MARGIN, below + 20, words, 13)],
+        f"Power of cluster {spec.cluster}",
     )
+
+
+def _tightest(report: PowerReport) -> tuple[str, float, str]:
+    """The part that one loss leaves the smallest margin: its kind and name, its load of its limit, and the loss."""
+    found = ("", 0.0, "")
+    for name, part in report.tree.parts.items():
+        worst = report.worst.get(name)
+        ratio = max(part.ratio(report.normal[name]), part.ratio(worst.load) if worst else 0.0)
+        if ratio > found[1]:
+            found = (f"{part.kind} {name}", ratio, worst.lost if worst else "")
+    return found
 
 
 class _Drawing:
@@ -74,19 +96,20 @@ class _Drawing:
         heaviest = normal if worst is None else worst.load
         ratio = max(part.ratio(normal), part.ratio(heaviest))
         fill, ink, middle = colour_of(ratio), ink_on(ratio), x + width / 2
-        now = f"{kilowatts_1(sum(normal))} of {kilowatts_1(part.limit_w)} kW"
-        then = f"{kilowatts_1(sum(heaviest))} kW without {worst.lost}" if worst is not None else ""
+        now = of_limit(sum(normal), part.limit_w)
+        left = f", {1 - part.ratio(heaviest):.0%} left" if part.limit_w else ""
+        then = f"{of_limit(sum(heaviest), None)} without {worst.lost}{left}" if worst is not None else left.lstrip(", ")
         many = f"{times:,} × " if times > 1 else ""
         for behind in (6, 3) if times > 1 else ():
             self.parts.append(rect(x + behind, y + behind, width - 6, ROW_H, fill))
         hint = f"{many}{part.kind} {name}: {now}" + (f"; {then}" if then else "")
         self.parts.append(rect(x, y, width - (6 if times > 1 else 0), ROW_H, fill, LINE, hint))
         self.bottom = max(self.bottom, y + ROW_H + 6)
-        wide = width >= 110
+        wide = width >= 128
         words = (
             (14, many + (f"{part.kind} {name}" if width >= 130 else name), 10),
             (28, now if wide else kilowatts_1(sum(normal)), 9),
-            (40, then if wide else f"→ {kilowatts_1(sum(heaviest))}", 9),
+            (40, then if wide else f"→ {kilowatts_1(sum(heaviest))}, {part.ratio(heaviest):.0%}", 9),
         )
         for down, said, size in words if width >= 30 else ():
             self.parts.append(text(middle, y + down, fitted(said, width, size), size, ink, "middle", bold=size == 10))

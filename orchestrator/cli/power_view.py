@@ -63,6 +63,14 @@ def kilowatts_1(watts: float | None) -> str:
     return f"{(watts or 0.0) / 1000:,.1f}"
 
 
+def of_limit(watts: float, limit_w: float | None) -> str:
+    """`40.8 of 41.5 kW`; in megawatts where kilowatts would be too many digits."""
+    largest_w = max(watts, limit_w or 0.0)
+    unit_w, unit, digits = (1e6, "MW", 2) if largest_w >= 1e6 else (1e3, "kW", 1)
+    said = f"{watts / unit_w:,.{digits}f}"
+    return f"{said} of {limit_w / unit_w:,.{digits}f} {unit}" if limit_w else f"{said} {unit}"
+
+
 def _margin(ratio: float) -> str:
     return f"{1 - ratio:+.0%}" if ratio else "-"
 

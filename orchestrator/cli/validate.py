@@ -52,9 +52,10 @@ def validate(spec: Path, as_json: bool, explain: str | None, outputs: tuple[Path
     needs_tree = explain is not None or any(output.name.endswith("power.svg") for output in outputs)
     if needs_tree and loaded.spec.power is None:
         raise BadInput(f"{spec} has no `power:` section", "add one: cluster_specs/README.md explains it")
-    report = power_report(loaded.spec) if needs_tree else None
+    wants_report = needs_tree or (bool(outputs) and loaded.spec.power is not None)
+    report = power_report(loaded.spec) if wants_report else None
     if as_json:
-        caps = {"power_caps_w": {name: round(cap_w, 1) for name, cap_w in report.caps_w.items()}} if report is not None else {}
+        caps = {"power_caps_w": {name: round(cap_w, 1) for name, cap_w in report.caps_w.items()}} if report and needs_tree else {}
         print_json({"ok": True, **totals(loaded.spec), "problems": [], **caps})
     else:
         click.echo(summary(spec, loaded.spec))
@@ -62,7 +63,7 @@ def validate(spec: Path, as_json: bool, explain: str | None, outputs: tuple[Path
             click.echo("\n".join(explain_power(loaded.spec, report)))
     for output in outputs:
         is_power = output.name.endswith("power.svg") and report is not None
-        drawing = power_svg(loaded.spec, report) if is_power and report is not None else racks_svg(loaded.spec)
+        drawing = power_svg(loaded.spec, report) if is_power and report is not None else racks_svg(loaded.spec, report)
         _write(output, drawing)
     return 0
 
