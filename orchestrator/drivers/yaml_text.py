@@ -135,7 +135,11 @@ _SENTENCES = (
         "check the indentation of this line and the end of the one before; quote text that contains `: `",
     ),
     ("unexpected end of stream", "a quote is never closed{begun}", "close it"),
-    ("expected ',' or ']'", "a list is not closed, or a comma is missing{begun}", "write [a, b, c]"),
+    (
+        "expected ',' or ']'",
+        "a list is not closed, or a comma is missing{begun}",
+        "write [a, b, c]; quote items with brackets or braces in them",
+    ),
     ("expected ',' or '}'", "a mapping is not closed, or a comma is missing{begun}", "write {a: 1, b: 2}"),
     ("expected '-' indicator", "a list goes on without a dash{begun}", "begin each item with `- `, all in one column"),
     (

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 
 from orchestrator.domain.spec import ClusterSpec, Equipment, Finding, Node, SpecPath
 
+FAR_OFF = 50
+"""A load so many times its limit is a slip of the unit rather than too many machines."""
 TOLERANCE_W = 1e-4
 """A sum of floats in another order differs in its last digits; that is no overload."""
 
@@ -77,6 +79,8 @@ def _over(
     while moved_w < over_w - TOLERANCE_W:
         moved_w += heaviest_first[count]
         count += 1
+    if draw_w > FAR_OFF * limit_w:
+        hint = f"is the limit meant in kW? Write `limit: {limit_w:g} kW`; otherwise {hint}"
     message = f"{what} draws {kilowatts(draw_w)} of {kilowatts(limit_w)} kW, {kilowatts(over_w)} kW over"
     nodes = "its only node" if len(skus) == 1 else f"{count} of its {len(skus)} nodes"
     used: tuple[SpecPath, ...] = tuple(("skus", sku, "max_w") for sku in sorted(set(skus)))

@@ -1,5 +1,6 @@
 """Is the power tree one that can be reckoned with, does it carry its machines, and what is left after any one loss? Pure."""
 
+import math
 from collections.abc import Iterator
 
 from orchestrator.domain.spec import ClusterSpec, Equipment, Finding, Node, SpecPath
@@ -34,7 +35,9 @@ def check_power_tree(spec: ClusterSpec) -> Iterator[Finding]:
     troubles = [*_structure(spec), *_supplies(spec)]
     troubles += [] if troubles else check_outlets(spec)
     yield from troubles
-    if not troubles:
+    machines: list[Node | Equipment] = [*spec.nodes, *spec.equipment]
+    # Machines that stand nowhere or are of no known kind have been named; loads without them would be wrong.
+    if not troubles and all(machine.sku in spec.skus and machine.rack in spec.racks for machine in machines):
         yield from _loads(spec, power_report(spec))
 
 
@@ -164,9 +167,8 @@ def _loads(spec: ClusterSpec, report: PowerReport) -> Iterator[Finding]:
         if part.limit_w is not None and part.ratio(load) > 1 + 1e-9:
             over = kilowatts(part.effective_w(load) - part.limit_w)
             message = f"{part.kind} {name} carries {_carried(part, load)}, {over} kW over, with everything alive"
-            yield Finding(
-                part.path, message, "move machines to another part of the tree, or correct its limit", rests_on=EVERYWHERE
-            )
+            hint = "move machines to another part of the tree, or correct its limit" + _phase_voltage(spec, part)
+            yield Finding(part.path, message, hint, rests_on=EVERYWHERE)
         yield from _imbalance(spec, part, load)
     for overload in report.overloads:
         if overload.part.ratio(report.normal[overload.part.name]) <= 1 + 1e-9:
@@ -220,7 +222,16 @@ def _overloaded(spec: ClusterSpec, report: PowerReport, overload: Overload) -> F
     hint = "move machines, raise the limit, or set on_feed_loss: throttle to have power caps computed"
     if "throttle" in policies:
         hint = "what may be throttled does not suffice, even at its idle draw: move machines, or let more racks throttle"
-    return Finding(part.path, message, hint, rests_on=EVERYWHERE)
+    return Finding(part.path, message, hint + _phase_voltage(spec, part), rests_on=EVERYWHERE)
+
+
+def _phase_voltage(spec: ClusterSpec, part: Part) -> str:
+    """A doubt about the voltage of a three-phase breaker that is given as that of one phase: √3 is lost then."""
+    element = spec.power.elements.get(part.name) if spec.power is not None else None
+    volts = element.voltage_v if element is not None and element.phases == 3 and element.connection == "wye" else None
+    if not part.is_breaker or volts is None or not 100 <= volts <= 277 or volts in (200, 208):
+        return ""
+    return f"; voltage_v is that between two phases: {volts * math.sqrt(3):.0f} where a phase has {volts:g} V"
 
 
 def _too_short(report: PowerReport, shorts: list[Short]) -> Finding:

@@ -255,3 +255,23 @@ def test_one_outlet_takes_one_plug() -> None:
     assert "nodes[0] (n1) is plugged into outlet 9 of pa, which has 4 outlets" in said(
         text.replace("sku: lab-2g,", "sku: lab-2g, outlets: [9, 2],")
     )
+
+
+def test_a_phase_voltage_at_a_three_phase_breaker_is_doubted() -> None:
+    text = a_spec(TWO_BY_TWO.replace("]}", "], phases: [all, all]}"), 2600, 1, feeds="A", policy="lose", breaker_a=30)
+    assert said(text) == []
+    (finding,) = check_spec(read(text.replace("voltage_v: 415", "voltage_v: 240")))
+    assert finding.message.startswith("pdu pa carries 10.4 of 9.977 kW, 0.423 kW over")
+    assert finding.hint.endswith("voltage_v is that between two phases: 416 where a phase has 240 V")
+
+
+def test_a_limit_in_kilowatts_where_watts_are_due_is_doubted() -> None:
+    (first, *_) = check_spec(read(LAB_4.replace("limit_w: 12000, feed: A", "limit_w: 12, feed: A")))
+    assert first.hint.startswith("is the limit meant in kW? Write `limit: 12 kW`; otherwise move")
+
+
+def test_loads_are_not_reckoned_without_the_machines_of_an_unknown_kind() -> None:
+    text = a_spec(TWO_BY_TWO.replace("]}", "], phases: [1, 1]}"), 1200, 1, machines=2, feeds="A", policy="lose")
+    judged = text.replace("  elements:", "  imbalance_max: 0.2\n  elements:")
+    assert len(said(judged)) == 1
+    assert all("phases of" not in message for message in said(judged.replace("sku: lab-2g,", "sku: lab-3g,")))
