@@ -168,7 +168,8 @@ class NodeRecord:
     since_s: float = 0.0
     because: str = "named in the spec"
     clock_s: float = 0.0
-    """When a rollout last took it up or was resumed: time before that does not count against the limit of its stage."""
+    """When a rollout last took it up or was resumed, or somebody decided again after a pause: time before that does not count
+    against the limit of its stage."""
     proving_since_s: float = 0.0
     """Start of the present proof: evidence older than this does not count for `ready`."""
     facts: Mapping[Action, Fact] = field(default_factory=dict)
@@ -220,12 +221,13 @@ def changed(record: NodeRecord, **changes: Any) -> NodeRecord:
 
     Raises KeyError for a field that records do not have.
     """
-    if not changes.keys() <= _FIELD_NAMES:
-        raise KeyError(f"records have no {', '.join(sorted(changes.keys() - _FIELD_NAMES))}")
-    new = object.__new__(NodeRecord)
     # One merge of two dicts instead of a call per field; the record is frozen for everybody else.
-    object.__setattr__(new, "__dict__", record.__dict__ | changes)
+    values = record.__dict__ | changes
+    if len(values) != _FIELD_COUNT:
+        raise KeyError(f"records have no {', '.join(sorted(changes.keys() - record.__dict__.keys()))}")
+    new = object.__new__(NodeRecord)
+    object.__setattr__(new, "__dict__", values)
     return new
 
 
-_FIELD_NAMES = frozenset(field.name for field in fields(NodeRecord))
+_FIELD_COUNT = len(fields(NodeRecord))

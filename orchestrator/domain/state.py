@@ -1,6 +1,6 @@
 """State is a fold over events: `ClusterState.apply` is the only way anything here changes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,6 +67,8 @@ class ClusterState:
             self._restart_clocks(verb, event)
         elif event.kind == "spec.applied":
             self._apply_spec(event)
+        elif event.kind == "controller.slept":
+            self._give_whole_time(self.nodes, event.at_s)
         elif event.kind == "controller.took":
             self.epoch, self.holder = event.epoch, event.data["holder"]
         else:
@@ -96,11 +98,14 @@ class ClusterState:
 
     def _restart_clocks(self, verb: str, event: Event) -> None:
         """A node that was left in the middle of its bring-up has its whole time again when a rollout takes it up."""
-        taken_up = event.data["nodes"] if verb == "extended" else [name for wave in self.rollout.waves for name in wave]
         if verb in ("started", "extended", "resumed"):
-            for name in taken_up:
-                if self.nodes[name].state in STAGES_WITH_A_CLOCK:
-                    self.nodes[name] = changed(self.nodes[name], clock_s=event.at_s)
+            everybody = (name for wave in self.rollout.waves for name in wave)
+            self._give_whole_time(event.data["nodes"] if verb == "extended" else everybody, event.at_s)
+
+    def _give_whole_time(self, names: Iterable[str], at_s: float) -> None:
+        for name in list(names):
+            if self.nodes[name].state in STAGES_WITH_A_CLOCK:
+                self.nodes[name] = changed(self.nodes[name], clock_s=at_s)
 
     def _apply_request(self, verb: str, event: Event) -> None:
         if verb == "handled":

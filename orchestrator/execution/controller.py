@@ -29,6 +29,7 @@ from orchestrator.planning.next_step import next_step
 from orchestrator.planning.requests import answer_request
 from orchestrator.planning.rollout import admit, why_stop, why_stop_again
 from orchestrator.planning.site import Site
+from orchestrator.planning.takeover import ASLEEP_S, disowned, slept
 
 log = logging.getLogger(__name__)
 
@@ -95,12 +96,13 @@ class Controller:
         self.state = journal.load() if state is None else state
         self._on_event = on_event
         self._catch_up()
-        self._stamped_s = journal.newest_s()
+        last_s = self._stamped_s = journal.newest_s()
         if self.state.seq > self._snapshot_seq:
             self._unsaved.update(self.state.nodes)
         self._recall_looks()
         self.runs = RunKeeper(journal, hands, clock, epoch, home, self._commit, self._operation_id)
         self._disown_open_intents()
+        self._commit(slept(self.state.nodes, last_s, clock.now_s()), clock.now_s())
         self._changed.update(self.state.nodes)
 
     def run(self, until: Callable[[ClusterState], bool], on_tick: Callable[[ClusterState], None] | None = None) -> None:
@@ -132,6 +134,7 @@ class Controller:
     def tick(self) -> bool:
         """One round; returns whether anything happened. Raises LeaseLost."""
         now_s = self.clock.now_s()
+        self._commit(slept(self.state.nodes, self._renewed_at_s, now_s) if now_s > self._renewed_at_s + ASLEEP_S else [], now_s)
         if now_s - self._renewed_at_s > RENEW_EVERY_S:
             self.journal.renew(self.epoch, now_s)
             self._renewed_at_s = now_s
@@ -326,21 +329,8 @@ class Controller:
 
     # ------------------------------------------------------------------ helpers
     def _disown_open_intents(self) -> None:
-        """What the last controller had begun and never heard of: its answers are lost, so each is looked at again."""
-        now_s = self.clock.now_s()
-        events = []
-        for record in self.state.nodes.values():
-            if record.open is not None:
-                data = {
-                    "operation": record.open.id,
-                    "action": str(record.open.action),
-                    "status": str(Status.UNKNOWN),
-                    "facts": {},
-                    "reason": "the controller ended before the answer was written down",
-                    "takeover": True,
-                }
-                events.append(Event("node.ended", record.name, data))
-        self._commit(events, now_s)
+        """What the last controller had begun and never heard of is looked at again."""
+        self._commit(disowned(self.state.nodes), self.clock.now_s())
 
     def _operation_id(self, subject: str) -> str:
         return f"{self.epoch}.{next(self._numbers)}.{subject}"
@@ -394,7 +384,7 @@ class Controller:
         elif event.kind == "spec.applied":
             self._unsaved.update(self.state.nodes)
             self._changed.update(self.state.nodes)
-        elif event.kind.startswith("rollout."):
+        elif event.kind.startswith("rollout.") or event.kind == "controller.slept":
             # Their clocks may have been set anew.
             self._unsaved.update(*self.state.rollout.waves)
         self._on_event(event)

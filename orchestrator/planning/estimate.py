@@ -49,7 +49,7 @@ class StageTimes:
             if event.kind == "spec.applied":
                 spec = event.data["spec"]
                 self._sku.update({each["name"]: each["sku"] for each in (*spec["nodes"], *spec.get("equipment", ()))})
-            elif event.kind.startswith("rollout.") and event.kind != "rollout.finished":
+            elif event.kind == "controller.slept" or (event.kind.startswith("rollout.") and event.kind != "rollout.finished"):
                 # Whoever may have been held up by it is measured again from its next stage on.
                 self._since_s.clear()
             elif event.kind == "node.ended" and event.subject not in self._known:

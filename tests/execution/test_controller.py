@@ -8,6 +8,8 @@ import pytest
 from orchestrator.domain.event import Event
 from orchestrator.domain.node import NodeState
 from orchestrator.domain.operation import MUTATING, Action, Operation
+from orchestrator.domain.state import ClusterState
+from orchestrator.execution.controller import everything_settled
 from orchestrator.execution.journal import LeaseLost
 from orchestrator.lab.simulated_hands import SimulatedHands
 from tests.execution.site import Rehearsal, a_controller, apply_request, lab_4
@@ -185,3 +187,29 @@ def test_a_stale_controller_is_fenced_before_its_next_exchange(tmp_path: Path) -
         for _ in range(5):
             old.tick()
     assert rehearsal.site.deeds == []
+
+
+def mid_stage(state: ClusterState) -> bool:
+    return any(record.state is NodeState.POWERED for record in state.nodes.values())
+
+
+def test_hours_without_a_controller_are_held_against_no_node(tmp_path: Path) -> None:
+    rehearsal = Rehearsal(tmp_path)
+    rehearsal.journal.request(apply_request(rehearsal.spec))
+    rehearsal.run(mid_stage)
+    rehearsal.site.pass_to(rehearsal.site.now_s + 3 * 3600)
+    state = rehearsal.run(everything_settled)
+    assert sorted(str(record.state) for record in state.nodes.values()) == ["quarantined", "ready", "ready", "ready"]
+    (slept,) = [event for event in rehearsal.journal.events() if event.kind == "controller.slept"]
+    assert slept.data["idle_s"] >= 3 * 3600
+
+
+def test_a_controller_that_was_frozen_while_nobody_else_decided_blames_no_node_for_it(tmp_path: Path) -> None:
+    rehearsal = Rehearsal(tmp_path)
+    rehearsal.journal.request(apply_request(rehearsal.spec))
+    controller = a_controller(rehearsal.journal, SimulatedHands(rehearsal.site), rehearsal.clock, rehearsal.home)
+    controller.run(mid_stage)
+    rehearsal.site.pass_to(rehearsal.site.now_s + 3 * 3600)
+    controller.run(everything_settled)
+    assert [record.cause for record in controller.state.nodes.values() if record.cause] == ["check failed"], "the planted fault"
+    assert [event.kind for event in rehearsal.journal.events()].count("controller.slept") == 1

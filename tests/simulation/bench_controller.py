@@ -41,11 +41,29 @@ class Report:
     def __init__(self) -> None:
         self.missed = 0
 
-    def line(self, what: str, value: float, unit: str, asked: float, more_is_better: bool = False) -> None:
-        """One measurement beside what is asked; a ratio above 1 is better than asked."""
+    def line(
+        self, what: str, value: float, unit: str, asked: float, more_is_better: bool = False, cpu_s: float | None = None
+    ) -> None:
+        """One measurement beside what is asked; a ratio above 1 is better than asked. On a busy machine look at the CPU time."""
         ratio = value / asked if more_is_better else asked / value
         self.missed += ratio < 1
-        print(f"{what:<58} {value:>12,.2f} {unit:<8} asked {asked:>10,.2f}   ratio {ratio:6.2f}", flush=True)
+        of_cpu = f"   {cpu_s:.2f} s of CPU" if cpu_s is not None else ""
+        print(f"{what:<58} {value:>12,.2f} {unit:<8} asked {asked:>10,.2f}   ratio {ratio:6.2f}{of_cpu}", flush=True)
+
+
+class Watch:
+    """Seconds since it was made: on the wall, and of this process's CPU."""
+
+    def __init__(self) -> None:
+        self._wall_s, self._cpu_s = time.perf_counter(), time.process_time()
+
+    @property
+    def wall_s(self) -> float:
+        return time.perf_counter() - self._wall_s
+
+    @property
+    def cpu_s(self) -> float:
+        return time.process_time() - self._cpu_s
 
 
 def a_large_fleet(nodes: int) -> ClusterSpec:
@@ -64,22 +82,22 @@ def a_large_fleet(nodes: int) -> ClusterSpec:
 def plan(report: Report) -> None:
     """`plan` from an empty journal: the steps of every node."""
     site = Site.of(a_large_fleet(FLEET))
-    began_s = time.perf_counter()
+    watch = Watch()
     steps = preview(site, {}, {})
-    report.line(f"plan of {FLEET:,} nodes from empty ({len(steps):,} steps)", time.perf_counter() - began_s, "s", 5)
+    report.line(f"plan of {FLEET:,} nodes from empty ({len(steps):,} steps)", watch.wall_s, "s", 5, cpu_s=watch.cpu_s)
 
 
 def rehearsal(nodes: int) -> tuple[Rehearsed, float, float]:
     """One rehearsal without faults: how it went, real seconds, CPU seconds."""
     spec = a_large_fleet(nodes)
     with tempfile.TemporaryDirectory() as folder:
-        began_s, began_cpu_s = time.perf_counter(), time.process_time()
+        watch = Watch()
         site = SimulatedSite(spec, 1, profile=FaultProfile())
         journal = Journal(f"sqlite:///{folder}/state.db", durable=False)
         clock = VirtualClock(site, 1.0)
         played = rehearse(journal, SimulatedHands(site), clock, Path(folder), spec, "bench", site.chain_s, 1)
         journal.close()
-        return played, time.perf_counter() - began_s, time.process_time() - began_cpu_s
+        return played, watch.wall_s, watch.cpu_s
 
 
 def rehearsals(report: Report) -> None:
@@ -92,7 +110,7 @@ def rehearsals(report: Report) -> None:
             f"  {nodes:,} nodes: {played.events:,} events, {cpu_s:.1f} s of CPU, {per_event_us[nodes]:.0f} µs per event",
             flush=True,
         )
-    report.line(f"rehearsal of {FLEET:,} nodes, {played.ready:,} ready", real_s, "s", 60)
+    report.line(f"rehearsal of {FLEET:,} nodes, {played.ready:,} ready", real_s, "s", 60, cpu_s=cpu_s)
     report.line(f"makespan over lower bound ({played.waves} waves)", played.virtual_s / played.lower_bound_s, "×", 1.15)
     report.line("cost per event at 12,500 nodes over that at 1,000", per_event_us[FLEET] / per_event_us[1000], "×", 2.0)
     report.line("memory, peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "GiB", 1.5)
@@ -168,7 +186,7 @@ def a_history(nodes: int, events: int) -> Iterator[Event]:
         round_ += 1
 
 
-def journal(report: Report) -> None:
+def journal_speed(report: Report) -> None:
     """Durable events per second, a fold of a million, and a restart with a snapshot."""
     with tempfile.TemporaryDirectory() as folder:
         url = f"sqlite:///{folder}/state.db"
@@ -179,26 +197,26 @@ def journal(report: Report) -> None:
         data = {"spec": spec.model_dump(mode="json"), "text": "", "sha256": "bench", "file": "", "by": "bench"}
         writer.commit([Event("spec.applied", "cluster", data)], epoch, 1.0)
         events = list(a_history(FLEET, EVENTS))
-        began_s = time.perf_counter()
+        watch = Watch()
         for at in range(0, EVENTS, GROUP):
             writer.commit(events[at : at + GROUP], epoch, 2.0 + at)
-        rate = EVENTS / (time.perf_counter() - began_s)
-        report.line(f"durable events in groups of {GROUP:,}", rate, "/s", 20_000, more_is_better=True)
+        rate = EVENTS / watch.wall_s
+        report.line(f"durable events in groups of {GROUP:,}", rate, "/s", 20_000, more_is_better=True, cpu_s=watch.cpu_s)
         del events
         gc.collect()
-        began_s = time.perf_counter()
+        watch = Watch()
         state = writer.load()
-        report.line(f"fold of {state.seq:,} events without a snapshot", time.perf_counter() - began_s, "s", 10)
+        report.line(f"fold of {state.seq:,} events without a snapshot", watch.wall_s, "s", 10, cpu_s=watch.cpu_s)
         seq = state.seq
         writer.keep_snapshot(state.nodes.values(), seq, epoch)
         for at in range(0, SNAPSHOT_EVERY - GROUP, GROUP):
             batch = [Event("node.host_key", f"r{at % 1000:04d}-n1", {"ssh_host_key": "x", "by": "b", "reason": "r"})] * GROUP
             writer.commit(batch, epoch, 2.0 + at)
         del state
-        began_s = time.perf_counter()
+        watch = Watch()
         again = Journal(url).load()
         what = f"restart: snapshot of {len(again.nodes):,} nodes and {again.seq - seq:,} events after it"
-        report.line(what, time.perf_counter() - began_s, "s", 5)
+        report.line(what, watch.wall_s, "s", 5, cpu_s=watch.cpu_s)
         writer.close()
 
 
@@ -210,7 +228,7 @@ def main() -> int:
     plan(report)
     rehearsals(report)
     cost_of_ticks(report)
-    journal(report)
+    journal_speed(report)
     return 1 if report.missed else 0
 
 
