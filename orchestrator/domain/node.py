@@ -217,7 +217,7 @@ class NodeRecord:
 
 
 def changed(record: NodeRecord, **changes: Any) -> NodeRecord:
-    """`dataclasses.replace` for records, at a tenth of its cost: a fold over a million events does little else.
+    """`dataclasses.replace` for records, at a fraction of its cost: a fold over a million events does little else.
 
     Raises KeyError for a field that records do not have.
     """

@@ -328,10 +328,12 @@ class Journal:
 
 def _events(connection: sa.Connection, query: sa.Select[Any], bound: int) -> Iterator[Event]:
     for rows in _quick(connection, query, seq=bound).partitions(PARSED_AT_ONCE):
+        seqs, times, epochs, kinds, subjects, texts = zip(*rows, strict=True)
         # One long array costs the parser far less than a thousand short texts.
-        parsed = json.loads(f"[{','.join([row[5] for row in rows])}]")
-        for (seq, at_s, epoch, kind, subject, _text), data in zip(rows, parsed, strict=True):
-            yield Event(kind, subject, data, at_s, epoch, seq)
+        parsed = json.loads(f"[{','.join(texts)}]")
+        if len(parsed) != len(rows):
+            raise ValueError(f"events {seqs[0]} to {seqs[-1]}: the data of one of them is not one JSON value")
+        yield from map(Event, kinds, subjects, parsed, times, epochs, seqs)
 
 
 def _quick(connection: sa.Connection, statement: Any, **values: Any) -> Any:
