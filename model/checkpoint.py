@@ -22,7 +22,7 @@ from typing import Any
 from model.background import BackgroundFile
 from model.contract import FileRecord, Manifest, RunSpec, write_manifest
 from model.engine import Engine
-from model.engine_ranks import from_every_rank, from_rank_zero, wait_for_every_rank
+from model.engine_ranks import from_rank_zero, to_rank_zero, wait_for_every_rank
 from model.manifest import (
     ManifestError,
     check_files,
@@ -112,7 +112,7 @@ class Checkpoints:
             check_files(task.folder, task.files[self._rank :: self._world_size])
         except (ManifestError, OSError) as error:
             fault = str(error)
-        faults = from_every_rank((task.folder.is_dir(), fault))
+        faults = to_rank_zero((task.folder.is_dir(), fault))
         if self._rank == 0:
             blind = [str(rank) for rank, (sees_it, _) in enumerate(faults) if not sees_it]
             if blind:
@@ -140,7 +140,7 @@ class Checkpoints:
         draft.mkdir(parents=True, exist_ok=True)  # on a directory that is not shared; `_complete` then says so
         spans = engine.state.owned()
         if self._fragments is None:
-            shares = from_every_rank([span.fragment for span in spans])
+            shares = to_rank_zero([span.fragment for span in spans])
             self._fragments = {rank_file_name(rank): share for rank, share in enumerate(shares)}
         tensors = {tensor_name(span.fragment.name, kind): t for span in spans for kind, t in span.tensors.items()}
         self._file.start(draft / rank_file_name(self._rank), tensors)
@@ -177,9 +177,9 @@ class Checkpoints:
         try:
             record = self._file.finish()
         except Exception as error:
-            # Told to every rank: one that only raised here would leave the others waiting.
+            # Told to rank 0, which tells all: one that only raised here would leave the others waiting.
             record = f"{type(error).__name__}: {error}"
-        records = from_every_rank(record)
+        records = to_rank_zero(record)
         size_bytes: int | str = 0
         if self._rank == 0:
             try:

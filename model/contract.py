@@ -67,7 +67,7 @@ class ExitCode(IntEnum):
     NOT_A_NUMBER = 3
     """A loss or gradient norm was NaN or infinite; the step's update was not applied, no checkpoint of it is written."""
     BAD_CHECKPOINT = 4
-    """A checkpoint is there but cannot be continued: another layout or model, or a fresh run over an old one."""
+    """A checkpoint is there but cannot be continued (another model, a fresh run over an old one), or one could not be written."""
     BAD_DATA = 5
     """The corpus is missing, too small or not the same on every rank."""
     PEER_LOST = 6

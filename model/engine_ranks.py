@@ -134,5 +134,12 @@ def from_every_rank(value: Any) -> list[Any]:
     return values
 
 
+def to_rank_zero(value: Any) -> list[Any]:
+    """The ranks' values in rank order on rank 0, nothing on the others.  Collective; they are pickled."""
+    values = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(value, values, dst=0)
+    return values or []
+
+
 def _device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")

@@ -43,7 +43,7 @@ class Cause(StrEnum):
 
 REFUSALS = {
     ExitCode.BAD_RUN: "does not accept RUN.json",
-    ExitCode.BAD_CHECKPOINT: "cannot continue the checkpoint",
+    ExitCode.BAD_CHECKPOINT: "cannot continue or write its checkpoint",
     ExitCode.BAD_DATA: "cannot use the data",
 }
 COMES_AGAIN = frozenset({Cause.NOT_A_NUMBER, Cause.LOSS_SPIKE, Cause.REFUSED})
