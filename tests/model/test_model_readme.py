@@ -58,8 +58,9 @@ def test_describe_counts_the_fullest_rank_of_a_runs_layout(tmp_path: Path, capsy
     assert facts["layout"] == {"data_ranks": 2, "pipeline": 2, "tensor": 2}
     fullest = facts["parameters_of_the_fullest_rank"]
     assert fullest == RunSpec.from_json(run.read_text()).model.shape().largest_stage_parameters(2, 2)
+    # Two moments and, under ZeRO-1, a copy of the values; shared by two replicas.
     assert facts["state_bytes_per_rank_by_part"]["zero_1"] == {
-        **{"parameters_bytes": 4 * fullest, "gradients_bytes": 4 * fullest, "optimizer_bytes": 8 * -(-fullest // 2)}
+        **{"parameters_bytes": 4 * fullest, "gradients_bytes": 4 * fullest, "optimizer_bytes": 12 * -(-fullest // 2)}
     }
     assert describe.main(["--preset", "llama-8b", "--tensor", "3"]) == ExitCode.BAD_RUN
     assert "8 key/value heads" in capsys.readouterr().err
