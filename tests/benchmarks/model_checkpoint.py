@@ -1,4 +1,4 @@
-"""What a checkpoint costs the training: `python -m tests.benchmarks.model_checkpoint [-o model/bench/checkpoint.json]`.
+"""What a checkpoint costs the training: `python -m tests.benchmarks.model_checkpoint [-o model/bench/model_checkpoint.json]`.
 
 One process trains a model of some 19 million parameters (229 MB of state) and takes turns, so that a machine that others use
 at the same time slows all alike: plain steps, a step that saves in the background with the steps under which the writing
