@@ -27,7 +27,7 @@ class Action(StrEnum):
     BMC_BOOT_ONCE = "bmc.boot_once"
     """args -> target ("Pxe"|"UefiHttp"|"Cd"). facts <- target."""
     BMC_FIRMWARE = "bmc.firmware"
-    """Read the firmware inventory. facts <- components: [{"id", "name", "version", "updateable"}]."""
+    """Read the firmware inventory. facts <- components: [{"id", "name", "version", "updateable"}]; the last two may be None."""
     BMC_UPDATE = "bmc.update"
     """args -> component, image_uri, version. facts <- task (URI on the same BMC; empty if it names none), component, version."""
     BMC_TASK = "bmc.task"

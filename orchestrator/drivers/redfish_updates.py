@@ -18,7 +18,7 @@ MOST_MESSAGES = 20
 
 
 def inventory(session: RedfishSession) -> list[dict[str, Any]]:
-    """id, name, version (None where the BMC gives none), updateable of every component."""
+    """id, name, version and updateable of every component; None where the BMC does not say (DSP0268: both are optional)."""
     components: dict[str, dict[str, Any]] = {}
     for member in members(session, follow(session, "UpdateService", "FirmwareInventory")):
         uri = member["@odata.id"]
@@ -31,7 +31,7 @@ def inventory(session: RedfishSession) -> list[dict[str, Any]]:
             "id": identifier,
             "name": text(component, "Name") or identifier,
             "version": text(component, "Version"),
-            "updateable": component.get("Updateable") is True,
+            "updateable": updateable if isinstance(updateable := component.get("Updateable"), bool) else None,
         }
     return list(components.values())
 

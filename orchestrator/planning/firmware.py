@@ -78,6 +78,7 @@ def _blocker(baseline: FirmwareComponent, found: list[Mapping[str, Any]], verdic
         return "there is nothing to update"
     if not baseline.image:
         return "the baseline names no image"
-    if not any(component.get("updateable") for component in found):
+    # Many BMCs do not say; then the update is tried, and the version read back decides.
+    if all(component.get("updateable") is False for component in found):
         return "the BMC says that it cannot be updated through it"
     return ""

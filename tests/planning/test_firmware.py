@@ -18,7 +18,7 @@ NIC = FirmwareComponent(approved=("28.39.1002", "28.39.2048"), image="/firmware/
 NIC_WITHOUT_IMAGE = FirmwareComponent(approved=("28.39.1002",))
 
 
-def listed(version: str | None, identifier: str = "NIC1", *, updateable: bool = True) -> dict[str, Any]:
+def listed(version: str | None, identifier: str = "NIC1", *, updateable: bool | None = True) -> dict[str, Any]:
     return {"id": identifier, "name": "NIC", "version": version, "updateable": updateable}
 
 
@@ -32,6 +32,8 @@ def listed(version: str | None, identifier: str = "NIC1", *, updateable: bool = 
         # Looks newer, and is as little approved as an older one.
         ([listed("29.00.0000")], Verdict.STALE, "29.00.0000", True),
         ([listed("28.36.1010", updateable=False)], Verdict.STALE, "28.36.1010", False),
+        # The BMC does not say whether it can be updated: then it is tried.
+        ([listed("28.36.1010", updateable=None)], Verdict.STALE, "28.36.1010", True),
         ([listed(None)], Verdict.UNKNOWN_VERSION, "", True),
         ([listed("")], Verdict.UNKNOWN_VERSION, "", True),
         ([], Verdict.MISSING, "", False),
