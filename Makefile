@@ -48,5 +48,11 @@ bench-spec: setup
 bench-controller: setup
 	@$(BIN)/python -m tests.simulation.bench_controller
 
+.PHONY: bench-model
+bench-model: setup
+	@$(BIN)/python -m tests.benchmarks.model_step -o model/bench --machine "$$(nproc) CPU cores"
+	@$(BIN)/python -m tests.benchmarks.model_bubble -o model/bench --machine "$$(nproc) CPU cores"
+	@$(BIN)/python -m tests.benchmarks.model_memory -o model/bench --machine "$$(nproc) CPU cores"
+
 bench-planner: setup
 	@$(BIN)/rackray planner bench $(wildcard ../shared/data/published_runs*.csv) -o orchestrator/planning/parallel/bench

@@ -298,7 +298,7 @@ class RunSpec:
     """`fp32`; or `bf16` or `fp16` weights and gradients with an fp32 copy in the optimizer.  fp16 scales the loss, skips
     steps that overflow, and needs a GPU."""
     activation_checkpointing: str = "none"
-    """`none`; `selective`: norms, activations and masks are worked out again in the backward pass; `full`: whole layers."""
+    """What the backward pass works out again: `none`, `selective` (the feed-forward's activations) or `full` (whole layers)."""
 
     @classmethod
     def from_json(cls, text: str) -> Self:

@@ -53,7 +53,9 @@ def parameter_groups(module: nn.Module, spec: RunSpec) -> list[dict[str, Any]]:
 
 def deepspeed_config(spec: RunSpec) -> dict[str, Any]:
     """DeepSpeed's configuration for the run (deepspeed.ai/docs/config-json)."""
-    zero: dict[str, Any] = {"stage": spec.layout.zero}
+    # DeepSpeed allocates a whole bucket, 500 million numbers by default, however small the model.
+    bucket = min(500_000_000, spec.model.shape().parameters().total)
+    zero: dict[str, Any] = {"stage": spec.layout.zero, "reduce_bucket_size": bucket}
     if spec.optimizer.offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {

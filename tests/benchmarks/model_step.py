@@ -24,12 +24,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.contract import GuardSpec, RunSpec
+from model.contract import GuardSpec
 from model.data import Batch
 from model.guard import Guard
 from model.ranks import RankEnvironment
 from model.shape import TransformerShape
 from model.transformer import Recipe, Transformer
+from tests.benchmarks.ranks import a_spec
 
 SHAPES = {
     "small": {"layers": 4, "d_model": 256, "heads": 4, "d_ff": 1024, "vocabulary": 2048, "positions": 128},
@@ -113,22 +114,9 @@ def timed(step: Callable[[int, Batch], float], number: int, batch: Batch) -> tup
 def our_step(shape: dict[str, int]) -> Callable[[int, Batch], float]:
     from model.engine import build_engine  # late: deepspeed reads the rank environment
 
-    spec = RunSpec.from_json(
-        json.dumps(
-            {
-                "run_id": "step",
-                "seed": SEED,
-                "model": shape,
-                "data": {"corpus": "python-stdlib", "directory": "unused"},
-                "layout": {"zero": 0},
-                "batch": {"global_sequences": SEQUENCES, "micro_sequences": SEQUENCES, "sequence_tokens": TOKENS},
-                "optimizer": {"lr": LR, "clip": CLIP, "schedule": "constant", "weight_decay": 0.1},
-                "steps": 1000,
-                "checkpoint": {"directory": "unused"},
-                "output_directory": "unused",
-            }
-        )
-    )
+    batch = {"global_sequences": SEQUENCES, "micro_sequences": SEQUENCES, "sequence_tokens": TOKENS}
+    optimizer = {"lr": LR, "clip": CLIP, "schedule": "constant", "weight_decay": 0.1}
+    spec = a_spec(shape, {"zero": 0}, batch, seed=SEED, optimizer=optimizer)
     engine, guard = build_engine(spec), Guard(GuardSpec())
     return lambda number, batch: engine.train_step(number, [batch], guard).loss
 
@@ -152,7 +140,7 @@ def same_weights(ours: Transformer) -> dict[str, Tensor]:
 class Plain(nn.Module):
     """What one would write with torch alone."""
 
-    def __init__(self, shape: dict[str, int]) -> None:
+    def __init__(self, shape: dict[str, int], tokens: int) -> None:
         super().__init__()
         width = shape["d_model"]
         self.embedding = nn.Embedding(shape["vocabulary"], width)
@@ -164,8 +152,8 @@ class Plain(nn.Module):
             for _ in range(shape["layers"])
         )
         self.norm = nn.LayerNorm(width)
-        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(TOKENS))
-        self.register_buffer("places", torch.arange(TOKENS))
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(tokens))
+        self.register_buffer("places", torch.arange(tokens))
 
     def forward(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         hidden_BTD = self.embedding(tokens_BT) + self.positions(self.places)
@@ -176,7 +164,7 @@ class Plain(nn.Module):
 
 
 def plain_step(shape: dict[str, int]) -> Callable[[int, Batch], float]:
-    model = Plain(shape)
+    model = Plain(shape, TOKENS)
     model.load_state_dict(same_weights(Transformer(Recipe(TransformerShape(**shape), SEED))), strict=False)
     matrices = [p for p in model.parameters() if p.dim() > 1]
     rest = [p for p in model.parameters() if p.dim() < 2]
