@@ -120,7 +120,7 @@ def test_every_layout_has_the_losses_and_gradient_norms_of_one_rank(
 def test_bf16_stays_near_the_losses_of_fp32_in_every_layout(
     layout: dict[str, int], singles: dict[str, Launch], start: Launcher, runs: Path
 ) -> None:
-    spec = tiny_spec(runs / f"bf16-{name_of(layout)}", layout=layout, steps=STEPS, precision="bf16")
+    spec = tiny_spec(runs / f"bf16-{name_of(layout)}", layout=layout, steps=STEPS, seed=SEED, precision="bf16")
     launch = finish(start(spec))
     losses, _ = difference(singles["plain"], launch)
     # Later the weights have drifted apart, and norms follow them more than losses do.
@@ -133,7 +133,7 @@ def test_bf16_stays_near_the_losses_of_fp32_in_every_layout(
 
 @pytest.mark.slow
 def test_an_optimizer_in_the_hosts_memory_makes_the_same_updates(singles: dict[str, Launch], start: Launcher, runs: Path) -> None:
-    spec = tiny_spec(runs / "offload", layout={"data": 2, "zero": 2}, steps=STEPS, optimizer={"offload": True})
+    spec = tiny_spec(runs / "offload", layout={"data": 2, "zero": 2}, steps=STEPS, seed=SEED, optimizer={"offload": True})
     losses, norms = difference(singles["plain"], finish(start(spec)))
     assert losses <= TOLERANCE
     # DeepSpeed takes this norm in fp32, which torch's CPU sums to some 1e-5 only; nothing is clipped by that much.
