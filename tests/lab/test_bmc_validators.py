@@ -47,6 +47,20 @@ def judge(name: str, *arguments: str, bmc: BenchBmc, directory: Path) -> str:
     return done.stdout + done.stderr
 
 
+def service_validator(bmc: BenchBmc, directory: Path) -> tuple[int, int, int, str]:
+    """How many checks passed, warned and failed, and what was said."""
+    schemas = directory / "csdl"
+    with tarfile.open(CSDL) as bundle:
+        bundle.extractall(schemas, filter="data")
+    schema_directory = next(schemas.rglob("ComputerSystem_v1.xml")).parent
+    flags = ("--logdir", str(directory / "log"), "--skipschema", "--schema_directory", str(schema_directory), "--nooemcheck")
+    told = judge("rf_service_validator", *flags, bmc=bmc, directory=directory)
+    table = re.search(r"PASS\D+WARN\D+FAIL\D+NOT TESTED\D+(\d+)\D+(\d+)\D+(\d+)", told)
+    assert table, told[-2000:]
+    passed, warned, failed = map(int, table.groups())
+    return passed, warned, failed, told
+
+
 @pytest.mark.slow
 def test_the_protocol_validator_finds_nothing_wrong(bmc: BenchBmc, tmp_path: Path) -> None:
     flags = ("--report-dir", str(tmp_path), "--report-type", "tsv", "--avoid-http-redirect", "--ca-bundle", "TRUST")
@@ -63,17 +77,18 @@ def test_the_protocol_validator_finds_nothing_wrong(bmc: BenchBmc, tmp_path: Pat
 @pytest.mark.slow
 @pytest.mark.skipif(not CSDL.is_file(), reason=f"DMTF's schema bundle is not at {CSDL.name}")
 def test_the_service_validator_finds_every_resource_true_to_its_schema(bmc: BenchBmc, tmp_path: Path) -> None:
-    schemas = tmp_path / "csdl"
-    with tarfile.open(CSDL) as bundle:
-        bundle.extractall(schemas, filter="data")
-    directory = next(schemas.rglob("ComputerSystem_v1.xml")).parent
-    flags = ("--logdir", str(tmp_path / "log"), "--skipschema", "--schema_directory", str(directory), "--nooemcheck")
-    told = judge("rf_service_validator", *flags, bmc=bmc, directory=tmp_path)
-    table = re.search(r"PASS\D+WARN\D+FAIL\D+NOT TESTED\D+(\d+)\D+(\d+)\D+(\d+)", told)
-    assert table, told[-2000:]
-    passed, warned, failed = map(int, table.groups())
+    passed, warned, failed, told = service_validator(bmc, tmp_path)
     assert failed == 0, told[-4000:]
     assert passed >= 900, "the validator could not test what it tested before"
     # Chassis/1/Power and Chassis/1/Thermal and the two links to them: deprecated by DMTF, and still what fleets read.
     assert warned <= 4, told[-4000:]
     assert "Validating /redfish/v1/TaskService/Tasks/3" in told
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CSDL.is_file(), reason=f"DMTF's schema bundle is not at {CSDL.name}")
+def test_the_service_validator_finds_nothing_wrong_with_a_switch_that_has_no_computer_system(tmp_path: Path) -> None:
+    with a_bench(tmp_path) as bench:
+        passed, warned, failed, told = service_validator(bench.add(62, is_equipment=True), tmp_path)
+    assert failed == 0 and warned <= 4, told[-4000:]
+    assert passed >= 400, "the validator could not test what it tested before"
