@@ -138,12 +138,12 @@ def _corpus_fits(corpus: str, encoder_layers: int) -> str | None:
 def _languages_fit(encoder_layers: int, source: str, target: str) -> str | None:
     if encoder_layers < 1:
         if source or target:
-            return "data.source_language, data.target_language: are for a model with an encoder; set model.encoder_layers"
+            return "data.source_language: languages are for a model with an encoder; set model.encoder_layers, or leave them out"
         return None
     if not source or not target or source == target:
         return (
-            f"data.source_language, data.target_language: are {source!r} and {target!r}; an encoder-decoder needs two "
-            "different ones, en and de for example"
+            f"data.target_language: {source!r} into {target!r} is no pair of languages; an encoder-decoder needs two different "
+            "ones, en and de for example"
         )
     return None
 
@@ -161,9 +161,9 @@ def _batch_is_counted(encoder_layers: int, sequences: int, micro_sequences: int,
     if min(counts[wanted]) < 1:
         given = " and ".join(map(str, counts[wanted]))
         kind = "with an encoder" if encoder_layers > 0 else "of a decoder-only model"
-        return f"batch.global_{wanted}, batch.micro_{wanted}: are {given}; the batch {kind} is counted in {wanted}, at least 1"
+        return f"batch.global_{wanted}: global and micro are {given}; the batch {kind} is counted in {wanted}, at least 1"
     if any(counts[other]):
-        return f"batch.global_{other}, batch.micro_{other}: stand beside {wanted}; this model's batch is counted in {wanted}"
+        return f"batch.global_{other}: {other} stand beside {wanted}; count the batch of this model in {wanted}"
     return None
 
 

@@ -30,7 +30,7 @@ class Attention:
     cross: list[Tensor]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def attention_of(model: EncoderDecoder, source_ids: list[int], target_ids: list[int]) -> Attention:
     """Of one source (ended) and one target (begun)."""
     kept = Attention([], [], [])

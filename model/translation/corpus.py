@@ -318,7 +318,8 @@ def _write_part(draft: Path, part: str, tokenizer: Tokenizer, text: _Text, dropp
             for source, target in zip(sources, targets, strict=True):
                 tokens.write(np.array(source + target, dtype=np.uint16).tobytes())
                 lengths.write(np.array([len(source), len(target)], dtype=np.int32).tobytes())
-                counts.targets_V += np.bincount([*target, END], minlength=vocabulary)
+            every = np.concatenate([np.array([*target, END]) for target in targets])
+            counts.targets_V += np.bincount(every, minlength=vocabulary)
             counts.pairs += len(chunk)
             counts.source_tokens += sum(len(source) + 1 for source in sources)
             if part != "train":

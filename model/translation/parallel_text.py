@@ -212,6 +212,8 @@ def part_of(pair: Pair, dev_fraction: float, test_fraction: float) -> str:
     So every pair with the same source, however punctuated or capitalised and whatever its translation, is on one side,
     and a pair that is added later moves no other one.
     """
+    if not dev_fraction and not test_fraction:
+        return "train"
     draw = int.from_bytes(hashlib.sha256(source_key(pair.source).encode()).digest()[:8], "big") / 2**64
     if draw < test_fraction:
         return "test"

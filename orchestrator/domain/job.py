@@ -18,7 +18,7 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class JobModel(Strict):
-    """A decoder-only Transformer: a published shape by name, or numbers; options that are left out are the family's."""
+    """A Transformer: a published shape by name, or numbers; options that are left out are the family's."""
 
     preset: str | None = None
     """A published shape, such as `llama-8b` (`python -m model.describe` lists them); what stands beside it replaces its own."""
@@ -36,6 +36,10 @@ class JobModel(Strict):
     """Longest sequence, in tokens."""
     kv_heads: Count | None = None
     """Key/value heads (grouped-query attention); as many as `heads` if left out. They divide `heads`."""
+    encoder_layers: Count | None = None
+    """An encoder of so many layers before the decoder, for translation; none if left out."""
+    d_key: Count | None = None
+    """Width of one head's query and key; d_model / heads if left out."""
     family: str | None = None
     """`gpt` (if left out), `llama` or `vaswani`: what the options below are where they are left out."""
     tied: bool | None = None
@@ -49,6 +53,8 @@ class JobModel(Strict):
     activation: str | None = None
     """`relu`, `gelu` or `swiglu`."""
     biases: bool | None = None
+    attention_biases: bool | None = None
+    """Of attention's matrices, where there are biases at all."""
     scaled_embedding: bool | None = None
     """Embeddings are multiplied by the root of `d_model`."""
     rotary_base: Number | None = None
@@ -72,11 +78,16 @@ class JobData(Strict):
 
     corpus: str = "python-stdlib"
     """`python-stdlib`: the sources of the Python standard library of the nodes' interpreter; or the path of a folder of UTF-8
-    text files as the nodes see it, with a slash in it."""
+    text files as the nodes see it, with a slash in it. With an encoder: `gettext`, the message catalogues of installed packages,
+    or the path of a folder with train.en and train.de, and dev and test of both beside them."""
     name: JobName = "python-stdlib"
     """Folder of the prepared tokens, under rackray/data/ on the shared storage; runs with equal data share it."""
     heldout_fraction: Number = 0.03
-    """Share of the corpus's files that training never sees."""
+    """Share of the corpus's files that training never sees; of pairs, for each of dev and test that has no files of its own."""
+    source_language: str = ""
+    """With an encoder: what is translated, such as `en`, the ending of its files."""
+    target_language: str = ""
+    """With an encoder: what it is translated into, such as `de`."""
 
 
 class JobLayout(Strict):
@@ -105,12 +116,16 @@ class JobLayout(Strict):
 class JobBatch(Strict):
     """What one optimizer step sees."""
 
-    global_sequences: Count
-    """Sequences of all replicas together."""
-    micro_sequences: Count
-    """Sequences in one forward pass of one replica."""
     sequence_tokens: Count
-    """Tokens of one sequence; at most `model.positions`."""
+    """Tokens of one sequence; at most `model.positions`. With an encoder: longest side of a pair."""
+    global_sequences: Count | None = None
+    """Sequences of all replicas together. Required, unless the model has an encoder."""
+    micro_sequences: Count | None = None
+    """Sequences in one forward pass of one replica. Required, unless the model has an encoder."""
+    global_tokens: Count | None = None
+    """With an encoder: most source and target tokens of all replicas together, padding included."""
+    micro_tokens: Count | None = None
+    """With an encoder: the same in one forward pass of one replica; at least twice `sequence_tokens`."""
 
 
 class JobOptimizer(Strict):

@@ -16,7 +16,8 @@ def smaller_jobs(job: JobSpec) -> Iterator[JobSpec]:
         return
     for data in range(layout.data - 1, layout.least_data - 1, -1):
         ranks = layout.ranks_per_replica * data
-        divides = batch.global_sequences % (batch.micro_sequences * data) == 0
+        counted = ((batch.global_sequences, batch.micro_sequences), (batch.global_tokens, batch.micro_tokens))
+        divides = all(whole % (micro * data) == 0 for whole, micro in counted if whole and micro)
         if divides and ranks % job.ranks_per_node == 0:
             yield with_replicas(job, data)
 

@@ -142,7 +142,7 @@ def test_a_shortened_prepared_file_is_noticed(text: Path, tmp_path: Path) -> Non
 
 BAD_RUNS: dict[str, tuple[dict[str, Any], str]] = {
     "one language": ({"data": {"target_language": ""}}, "an encoder-decoder needs two different ones"),
-    "languages without an encoder": ({"model": {"encoder_layers": 0}}, "are for a model with an encoder"),
+    "languages without an encoder": ({"model": {"encoder_layers": 0}}, "languages are for a model with an encoder"),
     "a batch in sequences": (
         {"batch": {"global_tokens": 0, "micro_tokens": 0, "global_sequences": 8, "micro_sequences": 2}},
         "the batch with an encoder is counted in tokens",
