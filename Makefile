@@ -56,3 +56,7 @@ bench-model: setup
 
 bench-planner: setup
 	@$(BIN)/rackray planner bench $(wildcard ../shared/data/published_runs*.csv) -o orchestrator/planning/parallel/bench
+
+.PHONY: bench-translation
+bench-translation: setup
+	@OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.benchmarks.model_translation model/bench/translation

@@ -291,10 +291,11 @@ class CrossAttention(nn.Module):
             "seed": recipe.seed,
             "group": recipe.group,
         }
-        inputs, deviation = shape.d_model, recipe.deviation
+        inputs, deviation = shape.d_model, recipe.matrix_deviation(shape.d_model, shape.d_model)
         self.query = ColumnLinear(inputs, (queries,), name=f"{name}.query", deviation=deviation, **common)
         self.key_value = ColumnLinear(inputs, (keys, values), name=f"{name}.key_value", deviation=deviation, **common)
-        self.output = RowLinear(inputs, inputs, name=f"{name}.output", deviation=recipe.residual_deviation, **common)
+        deviation = recipe.matrix_deviation(inputs, inputs, residual=True)
+        self.output = RowLinear(inputs, inputs, name=f"{name}.output", deviation=deviation, **common)
 
     def keys_and_values(self, memory_BSD: Tensor) -> tuple[Tensor, Tensor]:
         """Of the memory, by head: (B, G, S, K) each."""

@@ -43,15 +43,16 @@ class Recipe:
 
     @property
     def deviation(self) -> float:
-        """Standard deviation of first values: GPT-2's 0.02; 1/√D where embeddings are scaled by √D, so that they come to 1."""
+        """Standard deviation of first values: GPT-2's 0.02; of embeddings that are scaled by √D, 1/√D, so that they come to 1."""
         return 1 / math.sqrt(self.shape.d_model) if self.shape.scaled_embedding else 0.02
 
-    @property
-    def residual_deviation(self) -> float:
-        """Of the last matrix of each sub-layer: before a pre-norm, each of the 2·layers additions to the residual stream
-        contributes 1/(2·layers) of its variance (Radford et al. 2019, section 2.3)."""
+    def matrix_deviation(self, inputs: int, outputs: int, residual: bool = False) -> float:
+        """Of a matrix: GPT-2's 0.02; beside scaled embeddings √(2/(inputs + outputs)) (Glorot & Bengio 2010), as the authors of
+        the paper train it (github.com/tensorflow/tensor2tensor).  The last matrix of a pre-norm sub-layer (`residual`) is
+        smaller: each of the 2·layers additions contributes 1/(2·layers) of the variance (Radford et al. 2019, section 2.3)."""
+        deviation = math.sqrt(2 / (inputs + outputs)) if self.shape.scaled_embedding else 0.02
         pre = self.shape.block is BlockKind.PRE_LN
-        return self.deviation / math.sqrt(2 * self.shape.layers) if pre else self.deviation
+        return deviation / math.sqrt(2 * self.shape.layers) if residual and pre else deviation
 
 
 def residual(
@@ -95,9 +96,10 @@ class SelfAttention(nn.Module):
         self.pattern, self.rotary, self.sequence = Pattern.of(shape), Rotary.of(shape), recipe.sequence
         common: dict[str, Any] = {"bias": shape.biases and shape.attention_biases, "seed": recipe.seed, "group": group}
         widths = shape.attention_widths
-        self.qkv = ColumnLinear(shape.d_model, widths, name=f"{name}.qkv", deviation=recipe.deviation, **common)
+        square = (shape.d_model, shape.d_model)
+        self.qkv = ColumnLinear(shape.d_model, widths, name=f"{name}.qkv", deviation=recipe.matrix_deviation(*square), **common)
         self.output = RowLinear(
-            shape.d_model, shape.d_model, name=f"{name}.output", deviation=recipe.residual_deviation, **common
+            *square, name=f"{name}.output", deviation=recipe.matrix_deviation(*square, residual=True), **common
         )
 
     def forward(self, hidden_BTD: Tensor, cache: LayerCache | None = None, visible_B1TS: Tensor | None = None) -> Tensor:
@@ -177,8 +179,10 @@ class FeedForward(nn.Module):
         self.activation, self.recompute = shape.activation, recipe.recompute
         common: dict[str, Any] = {"bias": shape.biases, "seed": recipe.seed, "group": recipe.group}
         wide = (shape.d_ff, shape.d_ff) if shape.is_gated else (shape.d_ff,)
-        self.widen = ColumnLinear(shape.d_model, wide, name=f"{name}.widen", deviation=recipe.deviation, **common)
-        self.narrow = RowLinear(shape.d_ff, shape.d_model, name=f"{name}.narrow", deviation=recipe.residual_deviation, **common)
+        deviation = recipe.matrix_deviation(shape.d_model, shape.d_ff)
+        self.widen = ColumnLinear(shape.d_model, wide, name=f"{name}.widen", deviation=deviation, **common)
+        deviation = recipe.matrix_deviation(shape.d_ff, shape.d_model, residual=True)
+        self.narrow = RowLinear(shape.d_ff, shape.d_model, name=f"{name}.narrow", deviation=deviation, **common)
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
         wide_BTF = self.widen(hidden_BTD)

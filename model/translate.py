@@ -126,7 +126,8 @@ def _attention(translator: Translator, sentences: list[str], given: argparse.Nam
         raise TranslationError(f"--attention draws one sentence, and {len(sentences)} were given")
     (ids,) = translator.encode(sentences)
     (found,) = translate_tokens(translator.model, [ids], beams=given.beams, alpha=given.alpha)
-    written = [token for token in found.tokens if token != END]
+    # One that the limit cut off may fill every position, and BEGIN comes before it.
+    written = [token for token in found.tokens if token != END][: translator.model.recipe.shape.positions - 1]
     attention = attention_of(translator.model, [*ids, END], [BEGIN, *written])
     words = [[translator.tokenizer.decode([token]).strip() or "·" for token in side] for side in (ids, written)]
     draw_attention(attention, [*words[0], "END"], ["BEGIN", *words[1]], given.attention)

@@ -185,11 +185,11 @@ def seconds_to(loss: float, curve: list[tuple[int, float, float, float]]) -> tup
     return next(((cpu, wall) for _, cpu, wall, reached in curve if reached <= loss), None)
 
 
-def scored(trainings: list[Training], corpus: ParallelCorpus, longest: int) -> dict[str, Any]:
-    """BLEU and chrF on the test sentences that fit, with intervals; ours first."""
+def scored(trainings: list[Training], corpus: ParallelCorpus, longest: int, most: int) -> dict[str, Any]:
+    """BLEU and chrF on the test sentences that fit (the first `most` of them), with intervals; ours first."""
     tokenizer = corpus.tokenizer()
     sources, references = corpus.sentences("test")
-    fits = [i for i, ids in enumerate(encode_sentences(tokenizer, sources)) if len(ids) < longest]
+    fits = [i for i, ids in enumerate(encode_sentences(tokenizer, sources)) if len(ids) < longest][:most]
     chosen, wanted = [sources[i] for i in fits], [references[i] for i in fits]
     translations = {each.name: each.translate(corpus, chosen) for each in trainings}
     first = next(iter(translations))
@@ -217,6 +217,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--table-steps", type=int, default=600)
     parser.add_argument("--wall-s", type=float, default=float("inf"), help="longest training of each part, in seconds")
+    parser.add_argument("--test-sentences", type=int, default=10_000, help="score this many of the test sentences")
     parser.add_argument("--every", type=int, default=50)
     parser.add_argument("--micro-tokens", type=int, default=2048)
     parser.add_argument("--peak-lr", type=float, default=0.003)
@@ -250,7 +251,7 @@ def main() -> None:
             write()
 
         train(three, batches, given.steps, given.every, given.wall_s, told)
-        report["three"]["test"] = scored(three, corpus, spec.batch.sequence_tokens)
+        report["three"]["test"] = scored(three, corpus, spec.batch.sequence_tokens, given.test_sentences)
         write()
     if given.only != "three":
         rows = table_rows(given.peak_lr, given.warmup)
@@ -260,7 +261,7 @@ def main() -> None:
             write()
 
         train(rows, batches, given.table_steps, given.every, given.wall_s, told_rows)
-        report["table"]["test"] = scored(rows, corpus, spec.batch.sequence_tokens)
+        report["table"]["test"] = scored(rows, corpus, spec.batch.sequence_tokens, given.test_sentences)
         write()
     print(tell(report))
 

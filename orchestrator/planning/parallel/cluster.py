@@ -133,12 +133,10 @@ def plan_job_of(job: JobSpec, shape: TransformerShape, precision: str | None = N
     """The planner's view of a job file. Raises BadInput for a job that trains no model."""
     if job.batch is None:
         raise BadInput(f"job {job.name} runs a command, not a model", "only jobs with `model` and `batch` can be planned")
-    if isinstance(shape, EncoderDecoderShape) or job.batch.global_sequences is None:
-        hint = "the layout planner reckons with decoder-only models; take data-parallel replicas, and ZeRO-1 to share the state"
-        raise BadInput(f"job {job.name} trains an encoder-decoder", hint)
     return PlanJob(
         shape=shape,
-        global_sequences=job.batch.global_sequences,
+        # An encoder-decoder's batch is counted in tokens; `check_job` refuses it.
+        global_sequences=job.batch.global_sequences or 0,
         sequence_tokens=job.batch.sequence_tokens,
         steps=job.steps,
         precision=precision or job.precision,
