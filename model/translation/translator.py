@@ -18,6 +18,7 @@ from model.shape import EncoderDecoderShape
 from model.state import StateReader
 from model.translation.corpus import decode_sentence, encode_sentences, open_tokenizer, prepared_parallel_folder, vocabulary_facts
 from model.translation.decoding import translate_tokens
+from model.weights import Weights
 
 
 class TranslationError(Exception):
@@ -138,8 +139,10 @@ def _vocabulary(spec: RunSpec, vocabulary: Path | None) -> Tokenizer:
 
 
 def _check(spec: RunSpec, folder: Path, manifest: Manifest, reader: StateReader, tokenizer: Tokenizer) -> None:
-    if manifest.model != asdict(spec.model):
-        differing = [name for name, value in asdict(spec.model).items() if manifest.model.get(name) != value]
+    # Read as a model section, so that an option that came later has the value that it had before it came.
+    written, wanted = asdict(Weights(folder, manifest, reader).model), asdict(spec.model)
+    if written != wanted:
+        differing = [name for name, value in wanted.items() if written[name] != value]
         raise TranslationError(
             f"{folder} holds another model than the run's: {', '.join(differing)} differ; give the RUN.json it is of"
         )
