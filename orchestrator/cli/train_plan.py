@@ -240,7 +240,7 @@ def _explain(found: Plan, fleets: list[tuple[int, Prediction]]) -> None:
     click.echo("\nwhere the time goes, seconds per step:")
     print_table(
         ("term", *(f"#{i + 1}" for i in range(len(found.ranked)))),
-        [(name, *(f"{row.terms_s[name]:.3f}" for row in found.ranked)) for name in best.terms_s]
+        [(name, *(f"{row.terms_s[name]:z.3f}" for row in found.ranked)) for name in best.terms_s]
         + [("total", *(f"{row.step_s:.3f}" for row in found.ranked))],
     )
     click.echo("\nmemory of the fullest GPU, GiB:")
