@@ -59,4 +59,4 @@ bench-planner: setup
 
 .PHONY: bench-translation
 bench-translation: setup
-	@OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.benchmarks.model_translation model/bench/translation
+	@OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.benchmarks.model_translation model/bench

@@ -291,7 +291,7 @@ class CrossAttention(nn.Module):
             "seed": recipe.seed,
             "group": recipe.group,
         }
-        inputs, deviation = shape.d_model, recipe.matrix_deviation(shape.d_model, shape.d_model)
+        inputs, deviation = shape.d_model, recipe.matrix_deviation(shape.d_model, sum(shape.attention_widths))
         self.query = ColumnLinear(inputs, (queries,), name=f"{name}.query", deviation=deviation, **common)
         self.key_value = ColumnLinear(inputs, (keys, values), name=f"{name}.key_value", deviation=deviation, **common)
         deviation = recipe.matrix_deviation(inputs, inputs, residual=True)

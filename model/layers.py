@@ -47,9 +47,10 @@ class Recipe:
         return 1 / math.sqrt(self.shape.d_model) if self.shape.scaled_embedding else 0.02
 
     def matrix_deviation(self, inputs: int, outputs: int, residual: bool = False) -> float:
-        """Of a matrix: GPT-2's 0.02; beside scaled embeddings √(2/(inputs + outputs)) (Glorot & Bengio 2010), as the authors of
-        the paper train it (github.com/tensorflow/tensor2tensor).  The last matrix of a pre-norm sub-layer (`residual`) is
-        smaller: each of the 2·layers additions contributes 1/(2·layers) of the variance (Radford et al. 2019, section 2.3)."""
+        """Of a matrix: GPT-2's 0.02; beside scaled embeddings √(2/(inputs + outputs)) (Glorot & Bengio 2010), queries, keys and
+        values counted as one matrix, as torch.nn.Transformer does: with each by itself, learning began later.  The last matrix
+        of a pre-norm sub-layer (`residual`) is smaller: each of the 2·layers additions contributes 1/(2·layers) of the variance
+        (Radford et al. 2019, section 2.3)."""
         deviation = math.sqrt(2 / (inputs + outputs)) if self.shape.scaled_embedding else 0.02
         pre = self.shape.block is BlockKind.PRE_LN
         return deviation / math.sqrt(2 * self.shape.layers) if residual and pre else deviation
@@ -97,7 +98,8 @@ class SelfAttention(nn.Module):
         common: dict[str, Any] = {"bias": shape.biases and shape.attention_biases, "seed": recipe.seed, "group": group}
         widths = shape.attention_widths
         square = (shape.d_model, shape.d_model)
-        self.qkv = ColumnLinear(shape.d_model, widths, name=f"{name}.qkv", deviation=recipe.matrix_deviation(*square), **common)
+        deviation = recipe.matrix_deviation(shape.d_model, sum(widths))
+        self.qkv = ColumnLinear(shape.d_model, widths, name=f"{name}.qkv", deviation=deviation, **common)
         self.output = RowLinear(
             *square, name=f"{name}.output", deviation=recipe.matrix_deviation(*square, residual=True), **common
         )
