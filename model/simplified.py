@@ -139,7 +139,7 @@ def shaped_attention(
         counts_T1 = torch.arange(cache.tokens - v_BHTK.size(2) + 1, cache.tokens + 1, device=v_BHTK.device).unsqueeze(1)
         mean_BHTK = (cache.running_sum(v_BHTK) / counts_T1).to(v_BHTK.dtype)
     mixed_BHTK = softmax_gain_H11 * attend(q_BHTK, k_BHSK, v_BHSK, pattern=pattern)
-    return mixed_BHTK + own_gain_H11 * v_BHTK - mean_gain_H11 * mean_BHTK
+    return mixed_BHTK.addcmul(v_BHTK, own_gain_H11).addcmul(mean_BHTK, mean_gain_H11, value=-1)
 
 
 def running_mean(v_BHTK: Tensor, window: int = 0) -> Tensor:

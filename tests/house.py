@@ -54,6 +54,7 @@ TRAVELLERS = ("orchestrator/agent/probe.py", "orchestrator/agent/identity.py")
 HOMES: Mapping[str, tuple[str, ...]] = {
     "ray": ("orchestrator/worker.py", "orchestrator/agent/*"),
     "deepspeed": ("model/engine*.py",),
+    "torchao": ("model/compression.py",),
     "torch": ("model/*", "orchestrator/agent/compute*.py"),
     "pynvml": ("orchestrator/agent/probe.py",),
     "numpy": ("model/*", "orchestrator/planning/parallel/*"),
