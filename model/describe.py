@@ -8,11 +8,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from model.contract import ContractError, ExitCode, RunSpec
+from model.options import BlockKind, Norm
 from model.shape import PRESETS, TransformerShape, state_bytes_per_rank
 
 
@@ -27,11 +28,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--pipeline", type=int, help="stages that the layers are cut into (1 for a preset)")
     parser.add_argument("--tensor", type=int, help="ranks that share each layer (1 for a preset)")
     parser.add_argument("--precision", choices=("bf16", "fp16", "fp32"), help="bf16 for a preset")
+    parser.add_argument("--block", choices=[str(kind) for kind in BlockKind], help="in place of the preset's blocks")
+    parser.add_argument("--norm", choices=[str(kind) for kind in Norm], help="in place of the preset's; none with sas and sas-p")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
     given = parser.parse_args(arguments)
     numbers = (given.data_ranks, given.sequence_tokens, given.pipeline, given.tensor)
     if any(number is not None and number < 1 for number in numbers):
         parser.error("--data-ranks, --sequence-tokens, --pipeline and --tensor must be at least 1")
+    if given.run and (given.block or given.norm):
+        parser.error("--block and --norm go with --preset; a run has its own")
     try:
         facts = _of_run(given) if given.run else _of_preset(given)
     except (ContractError, ValueError, OSError) as error:
@@ -42,9 +47,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _of_preset(given: argparse.Namespace) -> dict[str, Any]:
-    shape = PRESETS[given.preset]
+    preset = PRESETS[given.preset]
+    shape = replace(preset, block=BlockKind(given.block or preset.block), norm=Norm(given.norm or preset.norm))
     return {
         "preset": given.preset,
+        "block": str(shape.block),
         **describe(
             shape,
             sequence_tokens=given.sequence_tokens or shape.positions,
@@ -63,7 +70,7 @@ def _of_run(given: argparse.Namespace) -> dict[str, Any]:
         **describe(
             spec.model.shape(),
             sequence_tokens=given.sequence_tokens or spec.batch.sequence_tokens,
-            data_ranks=given.data_ranks or spec.layout.data,
+            data_ranks=given.data_ranks or spec.layout.data * spec.layout.sequence,
             pipeline=given.pipeline or spec.layout.pipeline,
             tensor=given.tensor or spec.layout.tensor,
             precision=given.precision or spec.precision,

@@ -1,8 +1,8 @@
 """Time and memory of attention from 1k to 32k tokens: `python -m tests.benchmarks.model_attention`.
 
 One head of 32, forward and backward, each measurement in a process of its own: CPU seconds, and how much its memory rose.  The
-n × n matrix stops where it would need gigabytes.  Exponents are fitted to the longer half.  Writes attention.json and
-attention.png into model/bench.
+n × n matrix stops where it would need gigabytes.  Exponents are fitted to the longer half.  Writes model_attention.json
+and .png into model/bench.
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ def main() -> None:
     for row in systems:
         print(f"{row['system']:<22} time ~ n^{row['time_exponent']:.2f}, memory ~ n^{row['memory_exponent']:.2f}")
     given.output.mkdir(exist_ok=True)
-    (given.output / "attention.json").write_text(json.dumps(report, indent=1) + "\n")
-    draw(report, given.output / "attention.png")
+    (given.output / "model_attention.json").write_text(json.dumps(report, indent=1) + "\n")
+    draw(report, given.output / "model_attention.png")
 
 
 def draw(report: dict[str, Any], path: Path) -> None:

@@ -3,7 +3,7 @@
 Every system sees the same micro-batch one after the other, step by step, in an order that turns, so that a loaded machine
 favours none; CPU seconds are each one's own.  The setting is that of He & Hofmann 2024 (arXiv 2311.01906, section 5: AdamW, 1e-3,
 5% warm-up, linear decay, weight decay 0.1, clip 1, ReLU, context 128) on the Python standard library, smaller: `--size authors`
-is their 18 x 768, for a GPU.  Writes blocks.json and blocks.png into model/bench.
+is their 18 x 768, for a GPU.  Writes model_blocks.json and .png into model/bench.
 """
 
 from __future__ import annotations
@@ -187,8 +187,8 @@ def main() -> None:
         row["compared"] = {name: row[name] / first[name] - 1 for name, value in first.items() if isinstance(value, int | float)}
         print(row["system"], {name: f"{change:+.1%}" for name, change in row["compared"].items()})
     given.output.mkdir(exist_ok=True)
-    (given.output / "blocks.json").write_text(json.dumps(report, indent=1) + "\n")
-    draw(report, given.output / "blocks.png")
+    (given.output / "model_blocks.json").write_text(json.dumps(report, indent=1) + "\n")
+    draw(report, given.output / "model_blocks.png")
 
 
 def draw(report: dict[str, Any], path: Path) -> None:

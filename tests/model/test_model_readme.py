@@ -50,6 +50,20 @@ def test_describe_says_every_count_in_words_too(capsys: pytest.CaptureFixture[st
     assert re.search(r"parameters\.total +8,030,261,248", capsys.readouterr().out)
 
 
+def test_describe_counts_what_other_blocks_would_save(capsys: pytest.CaptureFixture[str]) -> None:
+    def parameters(*words: str) -> int:
+        assert describe.main(["--preset", "gpt3-175b", "--json", *words]) == 0
+        return json.loads(capsys.readouterr().out)["parameters"]["total"]
+
+    # W_V and W_O of 95 layers and W_O of the first, 12,288 squared each.
+    assert parameters() - parameters("--block", "sas") == pytest.approx(191 * 12_288**2, rel=1e-4)
+    assert parameters("--block", "sas-p", "--norm", "none") < parameters("--block", "sas-p") < parameters("--block", "sas")
+    assert describe.main(["--preset", "llama-8b", "--block", "sas"]) == ExitCode.BAD_RUN
+    assert "kv_heads must be 0 or 32" in capsys.readouterr().err
+    assert describe.main(["--preset", "gpt2-125m", "--norm", "none"]) == ExitCode.BAD_RUN
+    assert "layer or rms" in capsys.readouterr().err
+
+
 def test_describe_counts_the_fullest_rank_of_a_runs_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "RUN.json"
     run.write_text(json.dumps(tiny_run(tmp_path / "r", layout={"pipeline": 2, "tensor": 2, "data": 2})))
