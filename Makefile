@@ -54,6 +54,11 @@ bench-model: setup
 	@$(BIN)/python -m tests.benchmarks.model_bubble -o model/bench --machine "$$(nproc) CPU cores"
 	@$(BIN)/python -m tests.benchmarks.model_memory -o model/bench --machine "$$(nproc) CPU cores"
 
+.PHONY: bench-smaller
+bench-smaller: setup
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.model_blocks --steps 160
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.model_attention
+
 bench-planner: setup
 	@$(BIN)/rackray planner bench $(wildcard ../shared/data/published_runs*.csv) -o orchestrator/planning/parallel/bench
 

@@ -61,6 +61,9 @@ def main(arguments: list[str] | None = None) -> int:
         models = {"none": whole}
         for name in given.method:
             models |= _made(whole, Method(name), given, spec, batches)
+        if given.recover_steps and any(Method(name).is_pruning for name in given.method):
+            # What the same training does to a model that was not pruned.
+            models |= _made(whole, Method.NONE, given, spec, batches)
         rows = _measured(models, batches.heldout(), given.output)
     except (ContractError, CannotCompress, CheckpointError, DataError, OSError, UnicodeDecodeError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -86,7 +89,7 @@ def _made(
         return model.eval()
 
     made = {str(method): fresh()}
-    if method.is_pruning and given.recover_steps:
+    if given.recover_steps and (method.is_pruning or method is Method.NONE):
         recovered = fresh()
         train_pruned(recovered, _text(batches, spec.steps), steps=given.recover_steps, lr=given.recover_lr)
         made[f"{method}, {given.recover_steps} steps later"] = recovered

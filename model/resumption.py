@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -62,11 +63,17 @@ def choose_resumption(spec: RunSpec, check: Check | None = None) -> Resumption:
         return Resumption(None, damaged_checkpoints(directory, check))
     wanted = manifest_for(spec, step=choice.manifest.step, files=())
     if choice.manifest.model != wanted.model:
+        then, now = choice.manifest.model, wanted.model
+        others = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
         raise CheckpointError(
-            f"{choice.folder} was written with model {choice.manifest.model}, this run has {wanted.model}; "
+            f"{choice.folder} was written with {_said(then, others)}, this run has {_said(now, others)}; "
             "continue it with the same model, or start in another checkpoint.directory"
         )
     return Resumption(choice, choice.skipped)
+
+
+def _said(model: Mapping[str, Any], names: list[str]) -> str:
+    return ", ".join(f"model.{name} {model.get(name)}" for name in names)
 
 
 def manifest_for(spec: RunSpec, *, step: int, files: tuple[FileRecord, ...]) -> Manifest:

@@ -164,7 +164,15 @@ def test_the_command_tells_a_row_for_each_method_and_leaves_its_files(
     arguments = [spec.checkpoint.directory, "--run", str(run), "--recover-steps", "1", "-o", str(tmp_path / "files")]
     assert command.main([*arguments, "--json"]) == ExitCode.DONE
     rows = {row["method"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
-    assert [*rows] == ["none", *QUANTIZED, "prune", "prune, 1 steps later", "prune-2:4", "prune-2:4, 1 steps later"]
+    assert [*rows] == [
+        "none",
+        *QUANTIZED,
+        "prune",
+        "prune, 1 steps later",
+        "prune-2:4",
+        "prune-2:4, 1 steps later",
+        "none, 1 steps later",
+    ]
     assert all(row["heldout_loss"] == pytest.approx(rows["none"]["heldout_loss"], abs=0.1) for row in rows.values())
     assert {file.name for file in (tmp_path / "files").iterdir()} >= {"int4.safetensors", "prune-2-4-1-steps-later.safetensors"}
     assert rows["int8"]["disk_bytes"] == (tmp_path / "files" / "int8.safetensors").stat().st_size
