@@ -77,7 +77,7 @@ def test_a_pause_with_nobody_deciding_is_written_down_and_begins_nothing(home: P
     code, out, _ = rackray(capsys, "rollout", "pause", "--reason", "the chiller is loud")
     assert code == 0 and out.startswith("paused")
     added = [event.kind for event in rehearsal.journal.events(before)]
-    assert added == ["request.rollout_pause", "controller.took", "rollout.paused", "request.handled"]
+    assert added == ["request.rollout_pause", "controller.took", "controller.slept", "rollout.paused", "request.handled"]
     _, out, _ = rackray(capsys, "rollout", "status")
     assert "paused" in out and "the chiller is loud" in out
     assert rehearsal.journal.lease().holder == ""  # type: ignore[union-attr]
