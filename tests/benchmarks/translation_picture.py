@@ -12,11 +12,10 @@ mpl.use("Agg")
 
 
 def draw(report: dict[str, Any], path: Path) -> None:
-    figure = Figure(figsize=(12, 4.2), layout="constrained")
-    curves, scores, table = figure.subplots(1, 3, width_ratios=(1.3, 0.8, 1.1))
-    _draw_curves(curves, report)
-    _draw_scores(scores, report.get("three", {}), "BLEU on the test sentences")
-    _draw_scores(table, report.get("table", {}), "rows of table 3, small: BLEU")
+    panels = [_draw_curves, _draw_three] + ([_draw_table] if "test" in report.get("table", {}) else [])
+    figure = Figure(figsize=(4.2 * len(panels), 4.2), layout="constrained")
+    for panel, axes in zip(panels, figure.subplots(1, len(panels)), strict=True):
+        panel(axes, report)
     figure.savefig(path, dpi=110)
 
 
@@ -27,6 +26,14 @@ def _draw_curves(axes: Any, report: dict[str, Any]) -> None:
     axes.set(xlabel="CPU seconds of training, one thread", ylabel="loss on dev, nat/token", title="Learning English to German")
     axes.legend()
     axes.grid(alpha=0.3)
+
+
+def _draw_three(axes: Any, report: dict[str, Any]) -> None:
+    _draw_scores(axes, report.get("three", {}), "BLEU on the test sentences")
+
+
+def _draw_table(axes: Any, report: dict[str, Any]) -> None:
+    _draw_scores(axes, report["table"], "rows of table 3, small: BLEU")
 
 
 def _draw_scores(axes: Any, part: dict[str, Any], title: str) -> None:
