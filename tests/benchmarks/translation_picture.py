@@ -24,7 +24,7 @@ def _draw_curves(axes: Any, report: dict[str, Any]) -> None:
         axes.plot([point[1] for point in each["curve"]], [point[3] for point in each["curve"]], label=each["name"])
     axes.axhline(report["unigram dev loss"], color="grey", linestyle=":", label="word frequencies alone")
     axes.set(xlabel="CPU seconds of training, one thread", ylabel="loss on dev, nat/token", title="Learning English to German")
-    axes.legend()
+    axes.legend(loc="upper right")
     axes.grid(alpha=0.3)
 
 
