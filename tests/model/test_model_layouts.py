@@ -31,7 +31,7 @@ VASWANI: dict[str, Any] = {
 SAS: dict[str, Any] = {"model": {"block": "sas", "norm": "rms", "dropout": 0.1}, "activation_checkpointing": "full"}
 SAS_P: dict[str, Any] = {"model": {"block": "sas-p", "norm": "none", "position": "rotary", "window": 6}}
 LONG: dict[str, Any] = {"model": {"dropout": 0.1, "kv_heads": 2}}
-MODELS = {"gpt": GPT, "llama": LLAMA, "vaswani": VASWANI, "sas": SAS, "sas-p": SAS_P, "long": LONG, "plain": {"seed": 7}}
+MODELS = {"gpt": GPT, "llama": LLAMA, "vaswani": VASWANI, "sas": SAS, "sas-p": SAS_P, "long": LONG, "plain": {}}
 """Tied and untied heads, every block, norm, position and activation, a window, no, selective and full recomputation."""
 
 SINGLE = {"zero": 1}
