@@ -14,7 +14,8 @@ help:
 	@echo "make test    set up, then every check and test"
 	@echo "make lint    ruff and mypy alone          make unit    the fast tests alone"
 	@echo "make soak    10,000 simulated histories, resumable   make bench-controller    what 12,500 nodes cost"
-	@echo "make bench-spec    a spec of 100,000 GPUs: how long it takes to check, and the share of YAML"
+	@echo "make bench-spec    100,000 GPUs checked          make bench-planner       predicted against measured runs"
+	@echo "make bench-model   engine, pipeline, memory, checkpoints; bench-smaller, bench-translation: models against others"
 	@echo "make clean   remove .venv and .rackray"
 
 setup: $(READY)
@@ -38,7 +39,8 @@ unit: setup
 clean:
 	rm -rf $(VENV) $(HOME_DIR) build *.egg-info
 
-.PHONY: soak bench-controller bench-spec
+# ---- longer runs and benchmarks: each prints ratios from one run
+.PHONY: soak bench-spec bench-controller bench-planner bench-model bench-smaller bench-translation
 soak: setup
 	@mkdir -p build && $(BIN)/python -m tests.simulation.story 0 10000 --log build/soak.log
 
@@ -48,20 +50,20 @@ bench-spec: setup
 bench-controller: setup
 	@$(BIN)/python -m tests.simulation.bench_controller
 
-.PHONY: bench-model
+# Tables of measured runs, where you have some: make bench-planner ROWS="runs.csv more.csv"
+ROWS ?= $(wildcard ../shared/data/published_runs*.csv)
+bench-planner: setup
+	@$(BIN)/rackray planner bench $(ROWS) -o orchestrator/planning/parallel/bench
+
 bench-model: setup
 	@$(BIN)/python -m tests.benchmarks.model_step -o model/bench --machine "$$(nproc) CPU cores"
 	@$(BIN)/python -m tests.benchmarks.model_bubble -o model/bench --machine "$$(nproc) CPU cores"
 	@$(BIN)/python -m tests.benchmarks.model_memory -o model/bench --machine "$$(nproc) CPU cores"
+	@$(BIN)/python -m tests.benchmarks.model_checkpoint -o model/bench/model_checkpoint.json
 
-.PHONY: bench-smaller
 bench-smaller: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.model_blocks --steps 160
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.model_attention
 
-bench-planner: setup
-	@$(BIN)/rackray planner bench $(wildcard ../shared/data/published_runs*.csv) -o orchestrator/planning/parallel/bench
-
-.PHONY: bench-translation
 bench-translation: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.benchmarks.model_translation model/bench
