@@ -200,7 +200,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
         by_second.plot(cpu_s, losses, label=row["system"])
     by_step.set(xlabel="updates", ylabel="held-out loss, nat/token", title="Loss per update")
     by_second.set(xlabel="CPU seconds", ylabel="held-out loss, nat/token", title="Loss per CPU second")
-    by_step.legend(loc="upper right")
+    by_step.legend(loc="lower left", fontsize="small")
     names = {
         "parameters": "parameters",
         "train_tokens_per_cpu_s": "training\ntokens/CPU s",
