@@ -1,23 +1,18 @@
 """The planner's answers: terms that add up, layouts that divide, and one sentence when nothing does."""
 
-import time
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from model.shape import PRESETS, EncoderDecoderShape, TransformerShape, state_bytes_per_rank
 from orchestrator.domain.errors import BadInput
 from orchestrator.domain.layout import Fits, Layout, Recompute
 from orchestrator.planning.parallel.cluster import PlanJob, cluster_by_hand
-from orchestrator.planning.parallel.constants import resolve
-from orchestrator.planning.parallel.fitted import STEP_TIME
 from orchestrator.planning.parallel.memory import memory_of
 from orchestrator.planning.parallel.planner import plan, predict
 from orchestrator.planning.parallel.power import clock_share
 from orchestrator.planning.parallel.search import Limits, cases_of, layouts_of
 from orchestrator.planning.parallel.sizes import model_parameters, stages_of
-from orchestrator.planning.parallel.step_time import step_time
 from orchestrator.planning.parallel.validation import FITTED
 
 
@@ -172,28 +167,7 @@ def test_offload_is_the_way_out_for_one_node() -> None:
 
 
 @pytest.mark.slow
-def test_sixteen_thousand_gpus_are_answered_within_a_second() -> None:
-    job = a_job("llama-405b", batch=16_384, tokens=8192)
-    cluster = cluster_by_hand("H100", 2048)
-    plan(job, cluster)
-    spent = []
-    for _ in range(3):
-        began = time.process_time()
-        found = plan(job, cluster)
-        spent.append(time.process_time() - began)
+def test_a_question_about_sixteen_thousand_gpus_considers_every_layout_that_divides() -> None:
+    found = plan(a_job("llama-405b", batch=16_384, tokens=8192), cluster_by_hand("H100", 2048))
     assert found.considered > 1000
-    assert min(spent) < 1.0
-
-
-def test_fifty_thousand_layouts_a_second() -> None:
-    job, cluster = a_job("llama-70b"), cluster_by_hand("H100", 32)
-    layouts = layouts_of(job, cluster, Limits())
-    cases = cases_of((layouts * (20_000 // len(layouts) + 1))[:20_000], job, cluster)
-    spent = []
-    for _ in range(3):
-        began = time.process_time()
-        total = step_time(cases, resolve(STEP_TIME, cases)).total_s
-        memory_of(cases, FITTED.memory)
-        spent.append(time.process_time() - began)
-    assert np.all(total > 0)
-    assert 20_000 / min(spent) > 50_000
+    assert all(row.layout.gpus == 16_384 for row in found.ranked)
