@@ -107,6 +107,7 @@ def test_a_torn_checkpoint_is_passed_over_and_the_steps_lost_are_told(
 def kill_and_resume(start: Launcher, spec: RunSpec) -> Launch:
     """Kills one rank of the run in its middle, sees the others notice, and resumes it to its end."""
     killed = start(spec)
+    killed.wait_for_checkpoint()
     killed.wait_for_step(5)
     killed.send(1, signal.SIGKILL)
     assert killed.wait() == [-signal.SIGKILL if rank == 1 else ExitCode.PEER_LOST for rank in range(spec.layout.ranks)], (

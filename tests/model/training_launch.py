@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -121,10 +122,17 @@ class Launch:
 
     def wait_for_step(self, step: int) -> None:
         """Returns once rank 0 has told of `step`."""
+        self._wait_until(lambda: any(line.step >= step for line in self.steps()), f"step {step}")
+
+    def wait_for_checkpoint(self) -> None:
+        """Returns once rank 0 has told of a checkpoint that is complete: it is written while training goes on."""
+        self._wait_until(lambda: bool(self.events("checkpoint")), "a checkpoint")
+
+    def _wait_until(self, came: Callable[[], bool], what: str) -> None:
         give_up_s = time.monotonic() + 300
-        while not any(line.step >= step for line in self.steps()):
+        while not came():
             assert self.processes[0].poll() is None, self.logs[0].read_text()
-            assert time.monotonic() < give_up_s, f"step {step} did not come: {self.logs[0].read_text()}"
+            assert time.monotonic() < give_up_s, f"{what} did not come: {self.logs[0].read_text()}"
             time.sleep(0.02)
 
     def send(self, rank: int, number: signal.Signals) -> None:
