@@ -62,7 +62,7 @@ def test_apply_brings_three_nodes_into_service_and_says_why_the_fourth_is_not(ro
     assert road.apply.status == 1, str(road.apply)
     assert "3 of 4 nodes are ready" in road.apply.stdout
     status = road.status.json()
-    assert set(status) == {"nodes", "counts"}
+    assert set(status) == {"nodes", "counts", "equipment", "equipment_counts"}
     assert {frozenset(node) for node in status["nodes"]} == {frozenset({"name", "state", "since", "because"})}
     assert status["counts"] == {"ready": 3, "quarantined": 1}
     assert states(status)[SICK] == "quarantined"
