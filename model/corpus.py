@@ -14,7 +14,7 @@ import math
 import os
 import shutil
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -223,24 +223,27 @@ def split_files(files: list[TextFile], heldout_fraction: float) -> tuple[list[Te
     return [file for file in files if file.name not in names], heldout
 
 
-def train_tokenizer(texts: Iterator[str], vocabulary: int) -> Tokenizer:
+def train_tokenizer(
+    texts: Iterable[str], vocabulary: int, *, special: Sequence[str] = (END_OF_TEXT,), space_before: bool = False
+) -> Tokenizer:
     """Byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909, on bytes as in GPT-2); the same for the same texts.
 
+    With `space_before` a word at the beginning of a text is the same token as elsewhere.
     Raises DataError where the texts hold too few different pairs for the vocabulary.
     """
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space_before)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
-        special_tokens=[END_OF_TEXT],
+        special_tokens=list(special),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     if tokenizer.get_vocab_size() != vocabulary:
         raise DataError(
-            f"the corpus gives a vocabulary of {tokenizer.get_vocab_size()} tokens, not {vocabulary}; "
+            f"the text gives a vocabulary of {tokenizer.get_vocab_size()} tokens, not {vocabulary}; "
             f"set model.vocabulary to {tokenizer.get_vocab_size()}"
         )
     return tokenizer

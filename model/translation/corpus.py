@@ -19,10 +19,10 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 
 from model.contract import RunSpec
-from model.corpus import DataError, unigram_cross_entropy_nats, unigram_entropy_nats
+from model.corpus import DataError, train_tokenizer, unigram_cross_entropy_nats, unigram_entropy_nats
 from model.run_rules import CATALOGUES
 from model.translation.parallel_text import (
     CATALOGUE_RULES,
@@ -179,27 +179,9 @@ def _open_part(folder: Path, part: str) -> PairTokens:
 
 
 def train_shared_bpe(texts: Iterable[str], vocabulary: int) -> Tokenizer:
-    """Byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909) over both languages; the same for the same texts.
-
-    A space is put before the first word, so that a word is the same token wherever it stands.
-    Raises DataError where the texts hold too few different pairs for the vocabulary.
-    """
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
+    """One byte-level BPE over both languages; a word is the same token wherever it stands.  Raises as `train_tokenizer` does."""
+    tokenizer = train_tokenizer(texts, vocabulary, special=SPECIAL_TOKENS, space_before=True)
     tokenizer.encode_special_tokens = True
-    tokenizer.train_from_iterator(texts, trainer)
-    if tokenizer.get_vocab_size() != vocabulary:
-        raise DataError(
-            f"the parallel text gives a vocabulary of {tokenizer.get_vocab_size()} tokens, not {vocabulary}; "
-            f"set model.vocabulary to {tokenizer.get_vocab_size()}"
-        )
     return tokenizer
 
 
