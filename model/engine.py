@@ -30,7 +30,7 @@ from model.contract import RunSpec
 from model.data import MicroBatch
 from model.dropout import DropoutClock, Moment
 from model.encoder_decoder import loss_of, model_of, plans_of
-from model.engine_config import deepspeed_config, parameter_groups, recipe_of
+from model.engine_config import clips_itself, deepspeed_config, parameter_groups, recipe_of
 from model.engine_state import EngineState, Place
 from model.engine_update import Losses, UpdateGate
 from model.guard import Guard, Verdict
@@ -189,6 +189,9 @@ class FlatEngine(Engine):
     def __init__(self, spec: RunSpec, grid: Grid) -> None:
         recipe = recipe_of(spec, grid.tensor_group, grid.sequence_group)
         super().__init__(spec, grid, recipe, model_of(recipe))
+        if clips_itself(spec) and spec.layout.data * spec.layout.sequence == 1:
+            # Nobody to average with: DeepSpeed would copy every gradient into a buffer and back again.
+            self._deepspeed.enable_backward_allreduce = False
 
     def _run(self, batches: Sequence[MicroBatch], moments: list[Moment]) -> None:
         self._deepspeed.train()
@@ -199,6 +202,7 @@ class FlatEngine(Engine):
             self._losses.add(loss)
             if batch is batches[-1] and self._spec.layout.zero == 0:
                 self._whole_norm = float(self._gradient_norm())
+                self._clip(self._whole_norm)
             self._deepspeed.step()
 
     def _grad_norm(self) -> float:
@@ -216,6 +220,13 @@ class FlatEngine(Engine):
         if group.size > 1:
             dist.all_reduce(square, group=group.group)
         return square.sqrt()
+
+    def _clip(self, norm: float) -> None:
+        """Scales the gradients so that their norm is at most the run's clip, by the same formula as DeepSpeed and torch."""
+        share = self._spec.optimizer.clip / (norm + 1e-6)
+        if clips_itself(self._spec) and 0.0 < share < 1.0:
+            gradients = [p.grad for p in self._deepspeed.module.parameters() if p.grad is not None]
+            torch._foreach_mul_(gradients, share)
 
     def evaluate(self, batches: Sequence[MicroBatch]) -> float:
         self._deepspeed.eval()

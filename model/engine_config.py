@@ -51,6 +51,11 @@ def parameter_groups(module: nn.Module, spec: RunSpec) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
+def clips_itself(spec: RunSpec) -> bool:
+    """Whether the engine clips and not DeepSpeed: under ZeRO-0 in fp32 DeepSpeed would take the norm a second time, in copies."""
+    return spec.layout.zero == 0 and spec.precision == "fp32"
+
+
 def deepspeed_config(spec: RunSpec) -> dict[str, Any]:
     """DeepSpeed's configuration for the run (deepspeed.ai/docs/config-json)."""
     # DeepSpeed allocates a whole bucket, 500 million numbers by default, however small the model.
@@ -65,7 +70,7 @@ def deepspeed_config(spec: RunSpec) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": spec.batch.micro_sequences or 1,
         "gradient_accumulation_steps": spec.micro_batches,
         "optimizer": _optimizer(spec),
-        "gradient_clipping": spec.optimizer.clip,
+        "gradient_clipping": 0.0 if clips_itself(spec) else spec.optimizer.clip,
         # An encoder-decoder's stages exchange two tensors with gradients; DeepSpeed can split only one over tensor ranks.
         "pipeline": {"pipe_partitioned": not spec.model.encoder_layers, "grad_partitioned": not spec.model.encoder_layers},
         "zero_optimization": zero,
