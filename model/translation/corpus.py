@@ -24,18 +24,17 @@ from tokenizers import Tokenizer
 from model.contract import RunSpec
 from model.corpus import DataError, train_tokenizer, unigram_cross_entropy_nats, unigram_entropy_nats
 from model.run_rules import CATALOGUES
+from model.translation.catalogues import CatalogueUse, read_installed, read_wheels, wheels_in
 from model.translation.parallel_text import (
     CATALOGUE_RULES,
     LINE_RULES,
     PARTS,
-    CatalogueUse,
     Pair,
     ParallelTextError,
     cleaned,
     has_line_files,
     normalised,
     part_of,
-    read_catalogues,
     read_line_files,
     without_repeats,
 )
@@ -251,14 +250,16 @@ class _Text:
         self._heldout_fraction = data.heldout_fraction
         self._messages: list[Pair] | None = None
         self._folder, self.name = Path(data.corpus), data.corpus
-        if data.corpus == CATALOGUES:
+        self._own = {part: has_line_files(self._folder, part, *self.languages) for part in PARTS}
+        is_installed = data.corpus == CATALOGUES
+        if is_installed or (not self._own["train"] and wheels_in(self._folder)):
             if data.source_language != "en":
                 raise ParallelTextError(
                     f"data.source_language: catalogues are translated from en, not from {data.source_language!r}"
                 )
-            self._messages, catalogues = read_catalogues(data.target_language)
-            self.catalogues, self.name = tuple(catalogues), "the installed catalogues"
-        self._own = {part: has_line_files(self._folder, part, *self.languages) for part in PARTS}
+            language = data.target_language
+            self._messages, catalogues = read_installed(language) if is_installed else read_wheels(self._folder, language)
+            self.catalogues, self.name = tuple(catalogues), "the installed catalogues" if is_installed else data.corpus
 
     def of(self, part: str, dropped: Counter[str]) -> Iterator[Pair]:
         """One part's pairs; `dropped` counts what was left out by reason, of the text that the part comes from."""

@@ -1,8 +1,8 @@
 """Parallel text: pairs of a sentence and its translation, read, cleaned and split so that nothing leaks.
 
-Two kinds of corpus.  `gettext`: the message catalogues that installed packages carry, English with another language.
-A folder: `train.SOURCE` and `train.TARGET` (for example train.en and train.de), one sentence a line and line N of one the
-translation of line N of the other; beside them, if there are, `dev.*` and `test.*`.
+Pairs come from message catalogues (`catalogues.py`) or from a folder: `train.SOURCE` and `train.TARGET` (for example train.en
+and train.de), one sentence a line and line N of one the translation of line N of the other; beside them, if there are, `dev.*`
+and `test.*`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,8 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Final
-
-import polib
 
 
 class ParallelTextError(Exception):
@@ -33,73 +30,8 @@ class Pair:
     target: str
 
 
-@dataclass(frozen=True, slots=True)
-class CatalogueUse:
-    """What one installed package gave."""
-
-    package: str
-    version: str
-    licence: str
-    pairs: int
-    """Translated messages before cleaning, plural forms counted singly."""
-
-
 PARTS: Final = ("train", "dev", "test")
 """dev is looked at while training, test once at the end."""
-
-CATALOGUE_PACKAGES: Final = {
-    "Django": ("django", "BSD-3-Clause"),
-    "django-allauth": ("allauth", "MIT"),
-    "jupyterlab-language-pack-de-DE": ("jupyterlab_language_pack_de_DE", "BSD-3-Clause"),
-    "mercurial": ("mercurial", "GPL-2.0-or-later"),
-    "wagtail": ("wagtail", "BSD-3-Clause"),
-}
-"""Package → its import folder and licence; those that are installed are read, and nothing of them is copied elsewhere."""
-
-
-def read_catalogues(language: str) -> tuple[list[Pair], list[CatalogueUse]]:
-    """Every message with a finished translation into `language` (a code such as `de`), sorted by package and file.
-
-    Raises ParallelTextError where no installed package has any.
-    """
-    pairs: list[Pair] = []
-    used: list[CatalogueUse] = []
-    for package, (folder, licence) in CATALOGUE_PACKAGES.items():
-        try:
-            found = metadata.distribution(package)
-        except metadata.PackageNotFoundError:
-            continue
-        before = len(pairs)
-        for path in _catalogue_files(Path(str(found.locate_file(folder))), language):
-            pairs.extend(_messages(path))
-        if len(pairs) > before:
-            used.append(CatalogueUse(package, found.version, licence, len(pairs) - before))
-    if not pairs:
-        raise ParallelTextError(
-            f"no installed package has catalogues from English to {language!r}; install the extra `text` "
-            f"({', '.join(CATALOGUE_PACKAGES)}), or give a folder with train.en and train.{language} as data.corpus"
-        )
-    return pairs, used
-
-
-def _catalogue_files(folder: Path, language: str) -> list[Path]:
-    names = {language, f"{language}_{language.upper()}"}
-    return sorted(path for path in folder.rglob("*.mo") if path.parent.parent.name in names)
-
-
-def _messages(path: Path) -> Iterator[Pair]:
-    try:
-        entries = polib.mofile(str(path))
-    except (OSError, ValueError) as error:
-        raise ParallelTextError(f"{path} is not a readable catalogue ({error}); reinstall its package") from error
-    for entry in entries:
-        if not entry.msgid_plural:
-            yield Pair(entry.msgid, entry.msgstr)
-            continue
-        forms = [form for _, form in sorted(entry.msgstr_plural.items())]
-        yield Pair(entry.msgid, forms[0])
-        # The last form is the one for many in every language of two forms, which German, Spanish and French are.
-        yield Pair(entry.msgid_plural, forms[-1])
 
 
 def read_line_files(folder: Path, part: str, source: str, target: str) -> Iterator[Pair]:

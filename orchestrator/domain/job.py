@@ -79,7 +79,7 @@ class JobData(Strict):
     corpus: str = "python-stdlib"
     """`python-stdlib`: the sources of the Python standard library of the nodes' interpreter; or the path of a folder of UTF-8
     text files as the nodes see it, with a slash in it. With an encoder: `gettext`, the message catalogues of installed packages,
-    or the path of a folder with train.en and train.de, and dev and test of both beside them."""
+    or the path of a folder with train.en and train.de, and dev and test of both beside them, or with wheels that have some."""
     name: JobName = "python-stdlib"
     """Folder of the prepared tokens, under rackray/data/ on the shared storage; runs with equal data share it."""
     heldout_fraction: Number = 0.03

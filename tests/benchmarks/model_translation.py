@@ -49,12 +49,12 @@ ROWS: dict[str, dict[str, Any]] = {
 """Rows of the paper's table 3 and what they change; base has 4 heads of 16, sinusoids, dropout and smoothing 0.1."""
 
 
-def a_spec(folder: Path, micro_tokens: int, vocabulary: int = NUMBERS["vocabulary"]) -> RunSpec:
+def a_spec(folder: Path, text: str, micro_tokens: int) -> RunSpec:
     run = {
         "run_id": "translation",
         "seed": SEED,
-        "model": {**NUMBERS, "vocabulary": vocabulary, "family": "vaswani"},
-        "data": {"corpus": "gettext", "directory": str(folder), "source_language": "en", "target_language": "de"},
+        "model": {**NUMBERS, "family": "vaswani"},
+        "data": {"corpus": text, "directory": str(folder), "source_language": "en", "target_language": "de"},
         "layout": {},
         "batch": {"sequence_tokens": 80, "global_tokens": micro_tokens, "micro_tokens": micro_tokens},
         "optimizer": {"lr": 1.0},
@@ -214,23 +214,24 @@ def scored(trainings: list[Training], corpus: ParallelCorpus, longest: int, most
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--table-steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--table-steps", type=int, default=2000)
     parser.add_argument("--wall-s", type=float, default=float("inf"), help="longest training of each part, in seconds")
-    parser.add_argument("--test-sentences", type=int, default=10_000, help="score this many of the test sentences")
-    parser.add_argument("--every", type=int, default=50)
+    parser.add_argument("--test-sentences", type=int, default=1000, help="score this many of the test sentences")
+    parser.add_argument("--every", type=int, default=100)
     parser.add_argument("--micro-tokens", type=int, default=2048)
     parser.add_argument("--peak-lr", type=float, default=0.003)
-    parser.add_argument("--warmup", type=int, default=200)
+    parser.add_argument("--warmup", type=int, default=400)
     parser.add_argument("--dropout", type=float, default=DROPOUT, help="of the three; the rows of table 3 have their own")
     parser.add_argument("--only", choices=("three", "table"))
+    parser.add_argument("--text", default="gettext", help="the run's data.corpus, such as a folder of wheels (default gettext)")
     parser.add_argument(
         "--data", type=Path, default=Path("parallel-text"), help="where prepared tokens lie (default ./parallel-text)"
     )
     given = parser.parse_args()
     torch.set_num_threads(1)
     given.folder.mkdir(parents=True, exist_ok=True)
-    spec = a_spec(given.data, given.micro_tokens)
+    spec = a_spec(given.data, given.text, given.micro_tokens)
     corpus = prepare_parallel(spec)
     batches = PairBatches(corpus, spec, 0)
     path = given.folder / "translation.json"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import zipfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polib
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +19,7 @@ from parallel_world import tiny_translation, translated, write_lines, write_para
 from model.contract import ContractError, RunSpec
 from model.data import DataError
 from model.translation.batches import PairBatches, bucket_limits
+from model.translation.catalogues import CatalogueUse, read_wheels
 from model.translation.corpus import (
     ParallelCorpus,
     decode_sentence,
@@ -88,6 +92,90 @@ def test_catalogues_of_installed_packages_are_real_parallel_text_without_leaks(r
     assert not keys["dev"] & keys["test"]
     sources, references = corpus.sentences("test")
     assert len(sources) == len(references) == corpus.facts.pairs["test"] > 100
+
+
+PO = """msgid ""
+msgstr "Content-Type: text/plain; charset=UTF-8\\n"
+
+msgid "The page {name} was deleted."
+msgstr "Die Seite {name} wurde gelöscht."
+
+#, fuzzy
+msgid "The image was deleted."
+msgstr "Die Seite wurde gelöscht."
+
+msgid "Not translated yet"
+msgstr ""
+
+msgid "%d file"
+msgid_plural "%d files"
+msgstr[0] "%d Datei"
+msgstr[1] "%d Dateien"
+"""
+
+
+def write_wheel(folder: Path, name: str, catalogues: dict[str, bytes], metadata: str = "License-Expression: MIT") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr(f"{name}-1.0.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n{metadata}\n\nText")
+        for path_in_wheel, content in catalogues.items():
+            wheel.writestr(path_in_wheel, content)
+    return path
+
+
+def test_wheels_are_read_where_they_lie_finished_translations_alone(tmp_path: Path) -> None:
+    po, mo = PO.encode(), polib.pofile(PO).to_binary()
+    write_wheel(
+        tmp_path / "wheels", "only_po", {"only_po/locale/de/LC_MESSAGES/a.po": po, "only_po/locale/fr/LC_MESSAGES/a.po": po}
+    )
+    both = {f"x/de_DE/LC_MESSAGES/a.{kind}": content for kind, content in (("po", po), ("mo", mo))}
+    write_wheel(tmp_path / "wheels", "both", both, "License: \nClassifier: License :: OSI Approved :: BSD License")
+    write_wheel(tmp_path / "wheels", "none", {"none/locale/es/LC_MESSAGES/a.po": po})
+    pairs, used = read_wheels(tmp_path / "wheels", "de")
+    expected = [
+        Pair("The page {name} was deleted.", "Die Seite {name} wurde gelöscht."),
+        Pair("%d file", "%d Datei"),
+        Pair("%d files", "%d Dateien"),
+    ]
+    assert Counter(pairs) == Counter(expected * 2)
+    assert used == [CatalogueUse("both", "1.0", "BSD License", 3), CatalogueUse("only_po", "1.0", "MIT", 3)]
+
+
+def test_a_folder_of_wheels_is_a_corpus_cleaned_as_installed_catalogues_are(tmp_path: Path) -> None:
+    lines = (
+        f'msgid "delete {a} and {b}"\nmsgstr "{b} und {a} löschen"\n' for a, b in itertools.permutations("abcdefghijklmnop", 2)
+    )
+    text = "\n".join([PO, *lines, 'msgid "Delete %s"\nmsgstr "Löschen"\n'])
+    write_wheel(tmp_path / "wheels", "many", {"many/locale/de/LC_MESSAGES/a.po": text.encode()})
+    spec = tiny_translation(tmp_path / "run", tmp_path / "wheels", data={"target_language": "de"}, model={"vocabulary": 300})
+    facts = prepare_parallel(spec).facts
+    assert facts.dropped["placeholders that differ"] == 1
+    assert [use.package for use in facts.catalogues] == ["many"]
+    assert min(facts.pairs.values()) > 0
+    assert sum(facts.pairs.values()) == 16 * 15 + 3
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda folder: write_wheel(folder, "x", {"x/fr/LC_MESSAGES/a.po": PO.encode()}), "none of the 1 wheels in"),
+        (lambda folder: write_wheel(folder, "x", {"x/de/LC_MESSAGES/a.mo": b"no catalogue"}), "a.mo is not a readable catalogue"),
+        (
+            lambda folder: write_wheel(folder, "x", {"x/de/LC_MESSAGES/a.po": b'msgid "a"\nmsgstr\nnonsense'}),
+            "a.po is not a readable catalogue",
+        ),
+        (lambda folder: (folder.mkdir(), (folder / "x-1.0-py3-none-any.whl").write_bytes(b"no zip")), "is not a readable wheel"),
+    ],
+    ids=["another language", "a broken .mo", "a broken .po", "no wheel at all"],
+)
+def test_bad_wheels_are_one_sentence_and_leave_nothing(spoil: Callable[[Path], object], says: str, tmp_path: Path) -> None:
+    spoil(tmp_path / "wheels")
+    spec = tiny_translation(tmp_path / "run", tmp_path / "wheels", data={"target_language": "de"})
+    with pytest.raises(DataError, match=says) as caught:
+        prepare_parallel(spec)
+    assert "\n" not in str(caught.value)
+    assert list(Path(spec.data.directory).iterdir()) == []
 
 
 # ---------------------------------------------------------------------- line files
