@@ -15,7 +15,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from model.contract import ContractError, ExitCode, RunSpec
 from model.guard import Guard
@@ -263,5 +263,17 @@ def _fail(ranks: RankEnvironment, error: Exception, code: ExitCode) -> ExitCode:
     return code
 
 
+def leave(code: int) -> NoReturn:
+    """Ends the process with this code, without the interpreter's own clean-up.
+
+    All that counts is on disk by now.  gloo's and DeepSpeed's native threads outlive the process group; one that needs the
+    interpreter while that shuts down aborts the process ("terminate called without an active exception"), and a finished run
+    would count as crashed.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

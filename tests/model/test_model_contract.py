@@ -207,3 +207,12 @@ def test_the_contract_and_the_counts_need_the_standard_library_only() -> None:
     program += "print({name.split('.')[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names))"
     result = subprocess.run([sys.executable, "-S", "-c", program], cwd=PROJECT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "{'model'}"
+
+
+def test_a_rank_that_is_done_cannot_be_aborted_by_what_outlives_it(tmp_path: Path) -> None:
+    command = "import atexit, os, runpy; atexit.register(os.abort); runpy.run_module('model.train', run_name='__main__')"
+    ended = subprocess.run(
+        (sys.executable, "-c", command, str(tmp_path / "RUN.json")), cwd=PROJECT, capture_output=True, text=True
+    )
+    assert ended.returncode == ExitCode.BAD_RUN
+    assert "RUN.json" in ended.stderr
