@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.domain.errors import NotAsRequired
+from orchestrator.domain.errors import BadInput, NotAsRequired
 from orchestrator.domain.event import CLUSTER, Event
 from orchestrator.domain.operation import Action, Operation, Status
 from orchestrator.domain.spec import ClusterSpec
@@ -61,13 +61,14 @@ def open_journal(folder: Path) -> "Journal":
     """Open the journal, and make it (folder mode 0700) if there is none."""
     from orchestrator.execution.journal import Journal
 
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    file = folder / "state.db"
-    if "RACKRAY_DATABASE_URL" not in os.environ and not file.exists():
-        # Made before SQLite makes it readable for all; its other files take over this one's mode. Never opened once it is
-        # there: closing it would end the locks that this process holds on it.
-        with contextlib.suppress(FileExistsError):
-            os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    with _home_in_words(folder):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = folder / "state.db"
+        if "RACKRAY_DATABASE_URL" not in os.environ and not file.exists():
+            # Made before SQLite makes it readable for all; its other files take over this one's mode. Never opened once it is
+            # there: closing it would end the locks that this process holds on it.
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     return Journal(journal_url(folder), has_ended=_has_ended)
 
 
@@ -75,9 +76,21 @@ def open_views(folder: Path) -> "Views":
     """Read-only views of the journal. Raises NotAsRequired where nothing was ever applied; then nothing is made either."""
     from orchestrator.execution.views import Views
 
-    if "RACKRAY_DATABASE_URL" not in os.environ and not (folder / "state.db").exists():
+    with _home_in_words(folder):
+        is_there = "RACKRAY_DATABASE_URL" in os.environ or (folder / "state.db").exists()
+    if not is_there:
         raise NotAsRequired(f"there is no journal in {folder}", "apply a spec first: `rackray apply SPEC`, or set RACKRAY_HOME")
     return Views(open_journal(folder), folder)
+
+
+@contextlib.contextmanager
+def _home_in_words(folder: Path) -> Iterator[None]:
+    """Inside, what the system says against the folder becomes a sentence of ours."""
+    try:
+        yield
+    except OSError as error:
+        trouble = "is a file" if isinstance(error, FileExistsError) else f"cannot be used by {who()}: {error.strerror}"
+        raise BadInput(f"RACKRAY_HOME {folder} {trouble}", "set RACKRAY_HOME to a folder that you may write to") from error
 
 
 def request(folder: Path, kind: str, data: dict[str, Any]) -> Event:
@@ -101,6 +114,16 @@ def _has_ended(holder: str) -> bool:
     """Whether the process that held a lease has certainly ended: only known for this host."""
     host, pid, ticks, *_ = [*holder.split(":"), "0", "0"]
     return host == socket.gethostname() and not ProcessId(int(pid), int(ticks)).is_alive()
+
+
+def decides_now(views: "Views") -> str:
+    """The process that decides at the moment, for people; empty where none does, also where its process has just ended."""
+    from orchestrator.execution.journal import describe_holder
+
+    lease = views.lease()
+    if lease is None or not lease.holder or lease.until_s <= time.time() or _has_ended(lease.holder):
+        return ""
+    return f"{describe_holder(lease.holder)} decides (epoch {lease.epoch})"
 
 
 # ---------------------------------------------------------------------- deciding, or following who decides

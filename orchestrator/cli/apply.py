@@ -8,8 +8,8 @@ from statistics import median
 import click
 
 from orchestrator import wiring
-from orchestrator.cli.output import confirm, print_table
-from orchestrator.cli.plan import journal_seq, limited, make_plan, narrowed, print_plan, print_time
+from orchestrator.cli.output import FILE, confirm, print_table
+from orchestrator.cli.plan import journal_seq, limited, make_plan, narrowed, print_plan, print_time, say_silent
 from orchestrator.cli.plan_file import PlanFile, must_still_hold, read_plan
 from orchestrator.cli.rollout_view import RolloutView
 from orchestrator.domain.errors import BadInput, NotAsRequired
@@ -22,7 +22,7 @@ from orchestrator.planning.site import Site
 
 
 @click.command()
-@click.argument("spec", metavar="SPEC|PLAN", type=click.Path(path_type=Path))
+@click.argument("spec", metavar="SPEC|PLAN", type=FILE)
 @click.option("--limit", default="", metavar="NODES", help="Bring up these nodes alone.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def apply(spec: Path, limit: str, yes: bool) -> int:
@@ -64,11 +64,12 @@ def _wanted(path: Path, limit: str) -> PlanFile:
 
 def _ask(spec: ClusterSpec) -> None:
     """Show what would be done, and let somebody say yes. Raises NotAsRequired when they do not."""
-    planned, _ = make_plan(spec)
+    planned, silent = make_plan(spec)
     if not planned:
         return
     print_plan(planned, spec)
     print_time(spec, planned)
+    say_silent(silent)
     if not confirm(f"Bring up {Site.of(spec).words({each.step.node for each in planned})}?", yes=False):
         raise NotAsRequired("nothing was done")
 

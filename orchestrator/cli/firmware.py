@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from orchestrator import wiring
+from orchestrator.cli.groups import CommandGroup
 from orchestrator.cli.nodes import chosen
 from orchestrator.cli.output import age, print_json, print_table
 from orchestrator.domain.operation import Action
@@ -13,7 +14,7 @@ from orchestrator.planning.firmware import audit as judge
 from orchestrator.planning.site import Site
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def firmware() -> None:
     """Audit firmware against the baseline."""
 

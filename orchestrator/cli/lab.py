@@ -5,23 +5,26 @@ from pathlib import Path
 import click
 
 from orchestrator import wiring
-from orchestrator.cli.output import print_json, print_table
+from orchestrator.cli.groups import CommandGroup
+from orchestrator.cli.nodes import folded
+from orchestrator.cli.output import FILE, print_json, print_table
 from orchestrator.domain.errors import BadInput
+from orchestrator.domain.words import counted
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def lab() -> None:
     """Simulated nodes on this machine's loopback: BMCs, disks, SSH hosts, GPUs, power switches."""
 
 
 @lab.command()
-@click.option("--spec", required=True, type=click.Path(path_type=Path), help="A cluster spec with a `lab:` section.")
+@click.option("--spec", required=True, type=FILE, help="A cluster spec with a `lab:` section.")
 def up(spec: Path) -> None:
     """Make the spec's machines, or add those the running lab lacks."""
     report = wiring.lab_up(wiring.home(), spec)
     there = f", {len(report.already_there)} were there already" if report.already_there else ""
-    names = ", ".join(report.added) or "none"
-    click.echo(f"{len(report.added)} machines delivered ({names}){there}: powered off, factory passwords, no image")
+    names = folded(report.added) or "none"
+    click.echo(f"{counted(len(report.added), 'machine')} delivered ({names}){there}: powered off, factory passwords, no image")
     click.echo(f"image service {report.image_service_url} offers {report.image} {report.image_digest[:19]}")
     click.echo(f"the lab runs as {report.mode}; it took {report.took_s:.1f} s")
     click.echo("the lab does not simulate the fabric: ranks talk over loopback", err=True)
@@ -35,7 +38,7 @@ def down() -> None:
         click.echo("no lab was running here")
         return
     click.echo(
-        f"{len(report.nodes)} machines gone; no process and no mount is left"
+        f"{counted(len(report.nodes), 'machine')} gone; no process and no mount is left"
         + (f"; killed {report.killed}" if report.killed else "")
     )
 

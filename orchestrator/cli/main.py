@@ -1,5 +1,7 @@
 """The command line's table: one row per command, loaded only when it is used, so that `rackray --help` answers at once."""
 
+import contextlib
+import errno
 import importlib
 import sys
 from collections.abc import Mapping
@@ -7,6 +9,7 @@ from typing import Any, NamedTuple
 
 import click
 
+from orchestrator.cli.groups import CommandGroup
 from orchestrator.domain.errors import RackrayError
 
 
@@ -41,7 +44,11 @@ COMMANDS: Mapping[str, Row] = {
 """Every command of the program. The modules are imported late, by name: this table is the only list."""
 
 
-class LateGroup(click.Group):
+OF_THE_MACHINE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM})
+"""What the system may answer anywhere without a mistake of ours: a full, broken or read-only disk, and no permission."""
+
+
+class LateGroup(CommandGroup):
     """A group that knows its commands' names and help lines, and imports a command's module when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -56,9 +63,8 @@ class LateGroup(click.Group):
         assert isinstance(command, click.Command), row.place  # noqa: S101 - a wrong row is a mistake of ours, not of a user
         return command
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, row.help) for name, row in COMMANDS.items()])
+    def line_of(self, ctx: click.Context, name: str) -> str:
+        return COMMANDS[name].help
 
 
 @click.group(cls=LateGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -83,6 +89,15 @@ def run(arguments: list[str] | None = None) -> int:
     except RackrayError as error:
         say(str(error), error.hint)
         return error.exit_code
+    except OSError as error:
+        # Anything else is a mistake of ours, which a traceback helps to find.
+        if error.errno not in OF_THE_MACHINE:
+            raise
+        what = f"{error.filename} cannot be used" if error.filename else "the output cannot be written"
+        say(f"{what}: {error.strerror}", "look at the disk (`df`) and the permissions; then run the command again: it goes on")
+        with contextlib.suppress(OSError):
+            sys.stdout.close()  # or Python tries once more to write what is left, and complains without us
+        return 1
     except click.exceptions.Abort:
         say("interrupted; nothing is lost: run the command again to go on")
         return 130

@@ -1,20 +1,26 @@
 """`rackray node`: one node or a set of them."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import click
 
 from orchestrator import wiring
+from orchestrator.cli.groups import CommandGroup
 from orchestrator.cli.nodes import chosen
 from orchestrator.cli.output import age, confirm, print_json, print_table
 from orchestrator.cli.rollout_view import RolloutView
 from orchestrator.domain.errors import NotAsRequired
 from orchestrator.domain.node import IN_SERVICE, SETTLED, NodeRecord, NodeState
+from orchestrator.domain.words import counted
 from orchestrator.execution.views import Views
 
+MOST_LETTERS = 110
+"""Of a fact on one line."""
 
-@click.group()
+
+@click.group(cls=CommandGroup)
 def node() -> None:
     """Look at nodes, take them out of service, and let them prove themselves again."""
 
@@ -40,7 +46,7 @@ def _print_records(records: list[NodeRecord]) -> None:
         click.echo(f"{record.name}  {record.state} for {age(now_s - record.since_s)}: {record.because}")
         if record.run:
             click.echo(f"  held by {record.run}")
-        rows = [(str(action), age(now_s - fact.at_s), _short(fact.values)) for action, fact in sorted(record.facts.items())]
+        rows = [(str(action), age(now_s - fact.at_s), short(fact.values)) for action, fact in sorted(record.facts.items())]
         rows += [(f"pin {key}", "", value[:60]) for key, value in record.pins.items()]
         print_table(("  evidence", "age", "what"), [(f"  {name}", old, what) for name, old, what in rows])
 
@@ -51,7 +57,7 @@ def _print_records(records: list[NodeRecord]) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask when it concerns more than one node.")
 def requalify(nodes: str, reason: str, yes: bool) -> int:
     """Quarantined NODES (or nodes in maintenance) prove everything again and return to service."""
-    return _ask("request.requalify", nodes, reason, yes, "Prove {count} nodes again?", wanted=NodeState.READY)
+    return _ask("request.requalify", nodes, reason, yes, "Prove {nodes} again?", wanted=NodeState.READY)
 
 
 @node.command()
@@ -60,7 +66,7 @@ def requalify(nodes: str, reason: str, yes: bool) -> int:
 @click.option("--yes", is_flag=True, help="Do not ask when it concerns more than one node.")
 def drain(nodes: str, reason: str, yes: bool) -> int:
     """Take ready NODES out of service, into maintenance."""
-    return _ask("request.drain", nodes, reason, yes, "Take {count} nodes out of service?", wanted=NodeState.MAINTENANCE)
+    return _ask("request.drain", nodes, reason, yes, "Take {nodes} out of service?", wanted=NodeState.MAINTENANCE)
 
 
 @node.command()
@@ -123,7 +129,7 @@ def _until_settled(names: list[str]) -> int:
 def _ask(kind: str, nodes: str, reason: str, yes: bool, question: str, wanted: NodeState) -> int:
     views = wiring.open_views(wiring.home())
     names = chosen(nodes, views.state)
-    if len(names) > 1 and not confirm(question.format(count=len(names)), yes):
+    if len(names) > 1 and not confirm(question.format(nodes=counted(len(names), "node")), yes):
         raise NotAsRequired("nothing was done")
     answer = _carry_out(kind, {"nodes": names, "reason": reason}, lambda v: all(v.state.nodes[n].state in SETTLED for n in names))
     click.echo(answer)
@@ -145,6 +151,18 @@ def _carry_out(kind: str, data: dict[str, object], settled: Callable[[Views], bo
     return wiring.open_views(wiring.home()).state.answers[asked.seq]
 
 
-def _short(values: object) -> str:
-    text = str(dict(values)) if isinstance(values, dict) else str(values)
-    return text if len(text) <= 110 else text[:107] + "..."
+def short(values: Mapping[str, Any]) -> str:
+    """A fact in one line: what is plain as `key value`, lists as how many they hold; `--json` has all of it."""
+    said = [_word(key, value) for key, value in values.items()]
+    text = ", ".join(word for word in said if word)
+    return text if len(text) <= MOST_LETTERS else text[: MOST_LETTERS - 3] + "..."
+
+
+def _word(key: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return key if value else f"not {key}"
+    if isinstance(value, Mapping) or value in ("", None):
+        return ""
+    if isinstance(value, list | tuple):
+        return f"{key}: {len(value)}" if value else ""
+    return f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"

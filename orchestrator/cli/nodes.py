@@ -1,5 +1,8 @@
 """Node sets as operators write them: r[01-40]-n[1-4], comma-separated, resolved against the applied spec."""
 
+import difflib
+from collections.abc import Collection
+
 from orchestrator.domain.errors import BadInput
 from orchestrator.domain.state import ClusterState
 
@@ -24,5 +27,21 @@ def chosen_from(text: str, order: list[str], where: str) -> list[str]:
         raise BadInput(f"{text!r} is no set of nodes: {error}", "write r[01-40]-n[1-4] or names with commas") from error
     unknown = sorted(wanted - set(order))
     if unknown:
-        raise BadInput(f"not in {where}: {', '.join(unknown[:5])}", "see `rackray status` for the names")
+        raise BadInput(f"not in {where}: {folded(unknown)}", _way_out(unknown, order))
     return [name for name in order if name in wanted]
+
+
+def folded(names: Collection[str]) -> str:
+    """`names` as an operator writes them, short: `r[01-40]-n[1-4],login1`."""
+    if len(names) < 2:
+        return "".join(names)
+    from ClusterShell.NodeSet import NodeSet  # as above
+
+    return str(NodeSet.fromlist(names))
+
+
+def _way_out(unknown: list[str], order: list[str]) -> str:
+    close = [match for name in unknown[:5] for match in difflib.get_close_matches(name, order, n=1, cutoff=0.75)]
+    shape = f"it has {folded(order)}"
+    shown = shape if len(shape) <= 100 else "see `rackray status` for the names"
+    return f"did you mean {folded(sorted(set(close)))}? {shown}" if close else shown

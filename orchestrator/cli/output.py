@@ -1,14 +1,19 @@
 """Words shared by the commands: JSON on stdout, ages, tables that stay readable where stdout is no terminal."""
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
+from orchestrator.domain.errors import BadInput
 from orchestrator.planning.estimate import Range
 
+FILE = click.Path(path_type=Path, readable=False)
+"""A path among the arguments. Whoever reads it says what is wrong with it, and the way out; click would only say that it is."""
 STATE_COLOURS = {
     "ready": "green",
     "allocated": "cyan",
@@ -51,6 +56,18 @@ def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]], colour_co
         if colour_column is not None and sys.stdout.isatty():
             cells[colour_column] = click.style(cells[colour_column], fg=STATE_COLOURS.get(row[colour_column], "blue"))
         click.echo("  ".join(cells).rstrip())
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write `text` to `path`; the file appears whole or not at all. Raises BadInput where it cannot be written."""
+    draft = path.with_name(path.name + ".draft")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):  # there may be none, or no way to it; the first error is the one to tell
+            draft.unlink(missing_ok=True)
+        raise BadInput(f"{path} cannot be written: {error.strerror}", "name a file in a folder that you may write to") from error
 
 
 def confirm(question: str, yes: bool) -> bool:

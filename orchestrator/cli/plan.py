@@ -9,26 +9,32 @@ from typing import Any
 import click
 
 from orchestrator import wiring
-from orchestrator.cli.nodes import chosen_from
-from orchestrator.cli.output import print_json, print_table, time_range
+from orchestrator.cli.nodes import chosen_from, folded
+from orchestrator.cli.output import FILE, print_json, print_table, time_range
 from orchestrator.cli.plan_file import PlanFile, write_plan
-from orchestrator.domain.errors import NotAsRequired
+from orchestrator.domain.errors import BadInput, NotAsRequired
 from orchestrator.domain.node import NodeRecord, NodeState
 from orchestrator.domain.operation import Action
+from orchestrator.domain.plan import Step
 from orchestrator.domain.spec import ClusterSpec
+from orchestrator.domain.words import counted
 from orchestrator.planning.estimate import StageTimes, time_of_plan
 from orchestrator.planning.preview import PlannedStep, preview
+from orchestrator.planning.requests import ELSEWHERE
 from orchestrator.planning.rollout import to_bring_up
 from orchestrator.planning.site import Site
 
 LOOKS = (Action.BMC_IDENTIFY, Action.BMC_OBSERVE, Action.BMC_FIRMWARE)
 """What plan reads at each BMC, in this order, with a session of its own."""
 
+Rows = tuple[tuple[str, str], ...]
+"""Step and reason, for each step of one node."""
+
 
 @click.command()
-@click.argument("spec", type=click.Path(path_type=Path))
+@click.argument("spec", type=FILE)
 @click.option("--json", "as_json", is_flag=True, help="Print the steps as JSON.")
-@click.option("-o", "output", type=click.Path(path_type=Path), help="Save the plan; `rackray apply FILE` carries out just that.")
+@click.option("-o", "output", type=FILE, help="Save the plan; `rackray apply FILE` carries out just that.")
 @click.option("--limit", default="", metavar="NODES", help="Plan for these nodes alone.")
 @click.option("--offline", is_flag=True, help="Do not look at the BMCs; plan from the journal alone.")
 def plan(spec: Path, as_json: bool, output: Path | None, limit: str, offline: bool) -> None:
@@ -51,10 +57,14 @@ def plan(spec: Path, as_json: bool, output: Path | None, limit: str, offline: bo
         return
     print_plan(planned, loaded.spec)
     print_time(loaded.spec, planned)
+    say_silent(silent)
+
+
+def say_silent(silent: list[str]) -> None:
+    """Of which nodes plan saw nothing, so that nobody takes their steps for what was looked at."""
     if silent:
-        click.echo(
-            f"{len(silent)} BMCs did not answer ({', '.join(silent[:5])}); their steps are planned as for new machines", err=True
-        )
+        answer = f"{counted(len(silent), 'BMC')} did not answer: the steps of {folded(silent)} are planned as for new machines"
+        click.echo(f"{answer}; the BMCs' addresses, power and cables decide whether apply gets further", err=True)
 
 
 def limited(spec: ClusterSpec, limit: str) -> list[str]:
@@ -99,6 +109,9 @@ def make_plan(spec: ClusterSpec, offline: bool = False) -> tuple[list[PlannedSte
     views = None
     try:
         views = wiring.open_views(folder)
+        if (applied := views.state.spec) is not None and applied.cluster != spec.cluster:
+            message = f"{folder} belongs to cluster {applied.cluster}, the spec describes {spec.cluster}"
+            raise BadInput(message, ELSEWHERE)
         records = dict(views.state.nodes)
     except NotAsRequired:
         pass  # a new cluster has no journal yet, and plan must not make one
@@ -123,7 +136,7 @@ def as_row(planned: PlannedStep) -> dict[str, Any]:
 
 
 def print_plan(planned: list[PlannedStep], spec: ClusterSpec) -> None:
-    """The steps for people, wave by wave; equipment is counted apart."""
+    """The steps for people, wave by wave; nodes that take the same steps for the same reasons stand together."""
     if mute := sum(item.bmc is None for item in spec.equipment):
         click.echo(f"{mute} of {len(spec.equipment)} pieces of equipment have no BMC: nothing is done with them", err=True)
     if not planned:
@@ -131,11 +144,25 @@ def print_plan(planned: list[PlannedStep], spec: ClusterSpec) -> None:
         return
     site = Site.of(spec)
     for wave in sorted({each.wave for each in planned}):
-        steps = [each.step for each in planned if each.wave == wave]
-        nodes = sorted({step.node for step in steps})
-        click.echo(f"wave {wave}: {site.words(nodes)}, {len(steps)} steps ({', '.join(nodes)})")
-        print_table(("node", "step", "because"), [(step.node, _words(step.action, step.args), step.because) for step in steps])
+        alike: dict[Rows, list[str]] = {}
+        for name, steps in steps_by_node(planned, wave).items():
+            alike.setdefault(tuple((_words(step.action, step.args), step.because) for step in steps), []).append(name)
+        steps_in_all = sum(len(rows) * len(names) for rows, names in alike.items())
+        everyone = [name for names in alike.values() for name in names]
+        click.echo(f"wave {wave}: {site.words(everyone)}, {counted(steps_in_all, 'step')}")
+        for rows, names in alike.items():
+            click.echo(f"{folded(names)}: {counted(len(rows), 'step')}{' each' if len(names) > 1 else ''}")
+            print_table(("  step", "because"), [(f"  {step}", because) for step, because in rows])
         click.echo()
+
+
+def steps_by_node(planned: list[PlannedStep], wave: int) -> dict[str, list[Step]]:
+    """The steps of one wave, node by node, in the order in which they are taken."""
+    by_node: dict[str, list[Step]] = {}
+    for each in planned:
+        if each.wave == wave:
+            by_node.setdefault(each.step.node, []).append(each.step)
+    return by_node
 
 
 def _words(action: Action, args: Any) -> str:

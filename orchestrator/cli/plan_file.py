@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.cli.output import write_whole
 from orchestrator.domain.errors import BadInput, NotAsRequired
 from orchestrator.domain.spec import ClusterSpec
 
@@ -39,14 +40,7 @@ def write_plan(path: Path, plan: PlanFile, steps: list[dict[str, Any]]) -> None:
         "limit": list(plan.limit),
         "steps": steps,
     }
-    draft = path.with_name(path.name + ".draft")
-    try:
-        draft.write_text(json.dumps({"rackray_plan": FORMAT, "digest": _digest(body), **body}, indent=1), encoding="utf-8")
-        draft.replace(path)
-    except OSError as error:
-        raise BadInput(
-            f"cannot write the plan to {path}: {error.strerror}", "name a file in a folder you may write to"
-        ) from error
+    write_whole(path, json.dumps({"rackray_plan": FORMAT, "digest": _digest(body), **body}, indent=1))
 
 
 def read_plan(path: Path) -> PlanFile | None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import click
 
 from orchestrator import wiring
-from orchestrator.cli.output import print_json, print_table
+from orchestrator.cli.groups import CommandGroup
+from orchestrator.cli.output import FILE, print_json, print_table
 from orchestrator.domain.run_row import RunRow
 from orchestrator.planning.parallel.calibration import HeldBack, held_back
 from orchestrator.planning.parallel.leave_out import WAYS, LeftOut
@@ -14,11 +15,11 @@ from orchestrator.planning.parallel.refit import Refit, as_modules, refit
 from orchestrator.planning.parallel.scoring import Score, mean_error
 from orchestrator.planning.parallel.validation import Validation, predict_rows, score, validate
 
-ROWS = click.argument("rows", type=click.Path(path_type=Path), nargs=-1, required=True)
-SOME_ROWS = click.argument("rows", type=click.Path(path_type=Path), nargs=-1)
+ROWS = click.argument("rows", type=FILE, nargs=-1, required=True)
+SOME_ROWS = click.argument("rows", type=FILE, nargs=-1)
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def planner() -> None:
     """The layout planner against measured runs."""
 
@@ -37,7 +38,7 @@ def validate_rows(rows: tuple[Path, ...], as_json: bool) -> int:
 
 @planner.command()
 @ROWS
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The folder the modules are written to.")
+@click.option("-o", "--output", type=FILE, required=True, help="The folder the modules are written to.")
 @click.option("--date", required=True, help="The date to write into it, YYYY-MM-DD.")
 def fit(rows: tuple[Path, ...], output: Path, date: str) -> int:
     """Fit the planner's constants to the CSV files ROWS, and write them as modules. Takes minutes."""
@@ -50,7 +51,7 @@ def fit(rows: tuple[Path, ...], output: Path, date: str) -> int:
 
 @planner.command()
 @SOME_ROWS
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder for the JSON and the pictures.")
+@click.option("-o", "--output", type=FILE, required=True, help="Folder for the JSON and the pictures.")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def bench(rows: tuple[Path, ...], output: Path, as_json: bool) -> int:
     """Fit on the CSV files ROWS with a fifth held back, five times over, and score the rows held back. Takes minutes."""

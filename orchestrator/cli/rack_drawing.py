@@ -6,9 +6,10 @@ from itertools import groupby
 from orchestrator.cli.power_view import kilowatts_1, of_limit
 from orchestrator.cli.svg import INK, LINE, PALE, colour_of, document, fitted, ink_on, legend, rect, text
 from orchestrator.domain.spec import ClusterSpec
+from orchestrator.domain.words import counted
 from orchestrator.planning.power_checks import draw_by_rack_w
 from orchestrator.planning.power_loss import PowerReport
-from orchestrator.planning.rack_checks import Machine, count, machines
+from orchestrator.planning.rack_checks import Machine, machines
 
 WIDTH, LEAST_WIDTH, MARGIN = 1600.0, 1080.0, 30.0
 RACK_W, GAP_W, UNIT_H = 104.0, 14.0, 9.0
@@ -51,17 +52,13 @@ def racks_svg(spec: ClusterSpec, report: PowerReport | None = None) -> str:
 def _totals(spec: ClusterSpec, draw_w: dict[str, float]) -> str:
     """How much stands there, and what it draws of what the racks may."""
     gpus = sum(spec.sku_of(node).gpus.count for node in spec.nodes)
-    equipment = f", {_many(len(spec.equipment), 'piece')} of equipment" if spec.equipment else ""
+    equipment = f", {counted(len(spec.equipment), 'piece')} of equipment" if spec.equipment else ""
     full = max((draw_w[name] / rack.limit_w for name, rack in spec.racks.items()), default=0.0)
     limit_w = sum(rack.limit_w for rack in spec.racks.values())
     return (
-        f"{_many(len(spec.racks), 'rack')}, {_many(len(spec.nodes), 'node')}, {gpus:,} GPUs{equipment}; with every machine at its"
-        f" largest draw {of_limit(sum(draw_w.values()), limit_w)} of the racks' limits, the fullest at {full:.0%}"
+        f"{counted(len(spec.racks), 'rack')}, {counted(len(spec.nodes), 'node')}, {gpus:,} GPUs{equipment}; with every machine at"
+        f" its largest draw {of_limit(sum(draw_w.values()), limit_w)} of the racks' limits, the fullest at {full:.0%}"
     )
-
-
-def _many(number: int, noun: str) -> str:
-    return count(number, noun).replace(str(number), f"{number:,}")
 
 
 def _rows(spec: ClusterSpec) -> list[tuple[str, list[str]]]:
@@ -92,7 +89,7 @@ class _Elevations:
             row_w = sum(self.draw_w[name] for name in names)
             limit_w = sum(self.spec.racks[name].limit_w for name in names)
             parts.append(text(MARGIN, y + 14, f"row {row}" if row else "racks", 14, INK, bold=True))
-            parts.append(text(MARGIN + 130, y + 14, f"{count(len(names), 'rack')}, {of_limit(row_w, limit_w)}", 11, PALE))
+            parts.append(text(MARGIN + 130, y + 14, f"{counted(len(names), 'rack')}, {of_limit(row_w, limit_w)}", 11, PALE))
             y += 26
             for start in range(0, len(names), per_line):
                 line_of = names[start : start + per_line]
@@ -187,7 +184,7 @@ def _tiles(spec: ClusterSpec, draw_w: dict[str, float]) -> tuple[list[str], floa
         for start in range(0, len(names), per_line):
             for place, name in enumerate(names[start : start + per_line]):
                 ratio = draw_w[name] / spec.racks[name].limit_w
-                hint = f"rack {name}: {count(held.get(name, 0), 'machine')}, {of_limit(draw_w[name], spec.racks[name].limit_w)}"
+                hint = f"rack {name}: {counted(held.get(name, 0), 'machine')}, {of_limit(draw_w[name], spec.racks[name].limit_w)}"
                 x = left + label_w + place * TILE_W
                 parts.append(rect(x, y[column], TILE_W - 3, TILE_H - 5, colour_of(ratio), LINE, hint))
                 parts.append(text(x + (TILE_W - 3) / 2, y[column] + 16, f"{draw_w[name] / 1000:.0f}", 8, ink_on(ratio), "middle"))

@@ -10,19 +10,19 @@ from typing import Any
 import click
 
 from orchestrator import wiring
-from orchestrator.cli.output import print_json, print_table
+from orchestrator.cli.output import FILE, print_json, print_table
 from orchestrator.domain.spec import ClusterSpec
 from orchestrator.execution.rehearsal import Rehearsed
 
 
 @click.command()
-@click.argument("spec", type=click.Path(path_type=Path))
+@click.argument("spec", type=FILE)
 @click.option("--seed", default=1, show_default=True, help="The history that is played; the same seed gives the same journal.")
 @click.option(
     "--seeds", default=1, show_default=True, type=click.IntRange(1, 1000), help="Play so many histories, from --seed on."
 )
-@click.option("--faults", type=click.Path(path_type=Path), help="YAML of what goes wrong and how long things take.")
-@click.option("-o", "picture", type=click.Path(path_type=Path), help="Draw the first history (.svg, .png or .pdf).")
+@click.option("--faults", type=FILE, help="YAML of what goes wrong and how long things take.")
+@click.option("-o", "picture", type=FILE, help="Draw the first history (.svg, .png or .pdf).")
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
 def rehearse(spec: Path, seed: int, seeds: int, faults: Path | None, picture: Path | None, as_json: bool) -> int:
     """Play the bring-up of SPEC through, on simulated machines; nothing real is touched, no journal is written.

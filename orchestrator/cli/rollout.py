@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from orchestrator import wiring
+from orchestrator.cli.groups import CommandGroup
 from orchestrator.cli.nodes import chosen
 from orchestrator.cli.output import age, print_json, print_table, time_range
 from orchestrator.cli.rollout_view import RolloutView
@@ -19,7 +20,7 @@ from orchestrator.planning.rollout_report import RolloutReport, report
 REASON = click.option("--reason", required=True, help="Why; it is journaled with your name.")
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def rollout() -> None:
     """How the rollout stands; pause it, go on, leave nodes out, prove failed ones again, abort."""
 
@@ -39,6 +40,8 @@ def status(as_json: bool) -> int:
         print_json(as_json_report(found))
     else:
         print_report(found)
+        if found.open_wave and not everything_settled(views.state) and not wiring.decides_now(views):
+            click.echo(f"no controller runs: nothing moves until `rackray apply {views.state.spec_file}` goes on", err=True)
     return 0 if found.word in ("going on", "finished") and not found.failed else 1
 
 

@@ -2,17 +2,22 @@
 
 import time
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import click
 
 from orchestrator import wiring
-from orchestrator.cli.nodes import chosen
+from orchestrator.cli.nodes import chosen, folded
 from orchestrator.cli.output import age, print_json, print_table
-from orchestrator.domain.node import NodeRecord
+from orchestrator.domain.node import BRING_UP, NodeRecord
+from orchestrator.domain.state import ClusterState
+from orchestrator.domain.words import counted
 from orchestrator.execution.views import Views
 from orchestrator.planning.power_caps import PowerCap
 from orchestrator.planning.site import Site
+
+NOBODY = "no controller runs"
 
 
 @click.command()
@@ -41,13 +46,23 @@ def status(nodes: str, as_json: bool, listeners: bool) -> None:
     if capped:
         lowest = f"{min(capped) / 1000:.2f} kW"
         click.echo(f"{len(capped)} nodes have a power cap of {lowest} or more: any one feed may be lost (on_feed_loss: throttle)")
-    lease = views.lease()
-    holder = (
-        f"a controller decides (epoch {lease.epoch})"
-        if lease and lease.holder and lease.until_s > now_s
-        else "no controller runs"
-    )
+    holder = wiring.decides_now(views) or NOBODY
     click.echo(f"{holder}; spec {views.state.spec_file} ({views.state.spec_sha256[:12]})", err=True)
+    if holder == NOBODY:
+        for line in left_standing(views.state):
+            click.echo(f"  {line}", err=True)
+
+
+def left_standing(state: ClusterState) -> Iterator[str]:
+    """What nobody carries on while no controller runs, and what does."""
+    rollout = state.rollout
+    coming_up = [name for name, record in state.nodes.items() if record.state in BRING_UP]
+    if coming_up and not (rollout.paused_because or rollout.stopped_because or rollout.aborted_because):
+        are = counted(len(coming_up), "node", "stands", "stand")
+        yield f"{are} still on the way to ready ({folded(coming_up)}): `rackray apply {state.spec_file}` goes on"
+    for run in state.runs.values():
+        if not run.is_ended:
+            yield f"run {run.id} is {run.state} and nobody watches over it: `rackray train watch {run.id}` does"
 
 
 def as_json_status(views: Views, names: list[str]) -> dict[str, Any]:

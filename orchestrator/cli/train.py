@@ -6,16 +6,19 @@ from pathlib import Path
 import click
 
 from orchestrator import wiring
-from orchestrator.cli.output import confirm, print_json, print_table
+from orchestrator.cli.groups import CommandGroup
+from orchestrator.cli.nodes import folded
+from orchestrator.cli.output import FILE, confirm, print_json, print_table
 from orchestrator.cli.train_plan import calibrate_planner, plan_layouts
 from orchestrator.cli.train_view import RunView, list_row, summary
 from orchestrator.domain.errors import BadInput, NotAsRequired
 from orchestrator.domain.run import RunRecord, RunState
+from orchestrator.domain.words import counted
 from orchestrator.execution.views import Views
 from orchestrator.planning.run_submission import FollowRun, decide_submission
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def train() -> None:
     """Submit, watch and stop training runs."""
 
@@ -25,7 +28,7 @@ train.add_command(calibrate_planner)
 
 
 @train.command()
-@click.argument("job", type=click.Path(path_type=Path))
+@click.argument("job", type=FILE)
 @click.option("--resume", is_flag=True, help="Continue the newest ended run of this job from its last complete checkpoint.")
 @click.option("--steps", type=click.IntRange(min=1), help="Stop after this step instead of the job's last one.")
 @click.option("--new", is_flag=True, help="Submit another run, although one of this job is unfinished.")
@@ -46,7 +49,7 @@ def submit(job: Path, resume: bool, steps: int | None, new: bool, follow: bool, 
     click.echo(f"{job.name}: {decided.because}", err=True)
     if isinstance(decided, FollowRun):
         return _follow(folder, decided.run, began_seq) if follow else 0
-    if sys.stdin.isatty() and not confirm(f"Submit {loaded.job.name} for {loaded.job.nodes} nodes?", yes):
+    if sys.stdin.isatty() and not confirm(f"Submit {loaded.job.name} for {counted(loaded.job.nodes, 'node')}?", yes):
         raise NotAsRequired("nothing was done")
     asked = wiring.request(folder, "request.submit", dict(decided.data))
     if not follow:
@@ -77,7 +80,7 @@ def list_runs(as_json: bool) -> int:
                 _number(row["loss_last"]),
                 _number(row["heldout_loss"]),
                 _number(row["tokens_per_s"], 0),
-                ",".join(row["nodes"]) + (f" (+{','.join(row['spares'])})" if row["spares"] else ""),
+                folded(row["nodes"]) + (f" (+{folded(row['spares'])})" if row["spares"] else ""),
                 row["because"],
             )
             for row in rows
@@ -105,7 +108,9 @@ def logs(run_id: str, rank: int, lines: int) -> int:
     folder = wiring.home()
     run = _run(wiring.open_views(folder), run_id)
     if rank not in [placed.rank for placed in run.ranks]:
-        raise BadInput(f"{run.id} has no rank {rank}", f"it has {len(run.ranks)} ranks" if run.ranks else "it was never placed")
+        raise BadInput(
+            f"{run.id} has no rank {rank}", f"it has 0 to {len(run.ranks) - 1}" if run.ranks else "it was never placed"
+        )
     click.echo(wiring.rank_log(folder, run, rank, lines), nl=False)
     return 0
 

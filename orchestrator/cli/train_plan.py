@@ -7,11 +7,12 @@ from typing import Any
 import click
 
 from orchestrator import wiring
-from orchestrator.cli.output import print_json, print_table
+from orchestrator.cli.output import FILE, print_json, print_table
 from orchestrator.domain.errors import BadInput
 from orchestrator.domain.layout import Fits, Layout, Prediction
 from orchestrator.domain.run_row import RunMeasured, RunRow
 from orchestrator.domain.spec import ClusterSpec
+from orchestrator.domain.words import counted
 from orchestrator.planning.parallel.advice import changes_that_fit
 from orchestrator.planning.parallel.calibration import SKIPPED_STEPS, calibrate, calibrated
 from orchestrator.planning.parallel.cluster import (
@@ -33,8 +34,8 @@ CAP_SHARES = (0.9, 0.8, 0.7, 0.6)
 
 
 @click.command("plan")
-@click.argument("job", type=click.Path(path_type=Path))
-@click.option("--spec", type=click.Path(path_type=Path), help="The cluster's spec; or say --gpu.")
+@click.argument("job", type=FILE)
+@click.option("--spec", type=FILE, help="The cluster's spec; or say --gpu.")
 @click.option("--gpu", help="GPU type, such as H100-80G, where there is no spec.")
 @click.option("--gpus-per-node", type=click.IntRange(min=1), help="With --gpu. Left out: 8; with --as-written the job's ranks.")
 @click.option("--nodes", type=click.IntRange(min=1), help="Nodes to plan for. Left out: the job's.")
@@ -59,7 +60,7 @@ CAP_SHARES = (0.9, 0.8, 0.7, 0.6)
 @click.option("--objective", type=click.Choice(("time", "energy")), default="time", show_default=True, help="What is made small.")
 @click.option("--top", type=click.IntRange(min=1, max=100), default=5, show_default=True, help="Layouts to show.")
 @click.option("--explain", is_flag=True, help="Term by term, and why not the others.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="With --explain: a picture of the terms (PNG).")
+@click.option("-o", "--output", type=FILE, help="With --explain: a picture of the terms (PNG).")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def plan_layouts(job: Path, preset: str | None, framework: str, precision: str | None, **rest: Any) -> int:
     """Which layout to train JOB with: every one that divides, ranked by the time of the whole run. Changes nothing.
@@ -78,6 +79,7 @@ def plan_layouts(job: Path, preset: str | None, framework: str, precision: str |
     found = _best_plan(asked, cluster, limits, rest, tables)
     if rest["explain"] and rest["output"]:
         wiring.planner_files().draw_terms(rest["output"], f"{job.name}: seconds per step", *_bars(found))
+        click.echo(f"picture: {rest['output']}", err=True)
     if rest["as_json"]:
         print_json(_as_data(found))
         return 0
@@ -106,7 +108,8 @@ def calibrate_planner(runs: tuple[str, ...], gpu: str, as_json: bool) -> int:
         print_json(asdict(found))
         return 0
     before, after = 100 * found.error_before, 100 * found.error_after
-    click.echo(f"{found.runs} runs: mean error of step time {before:.1f}% before, {after:.1f}% after; written to {path}")
+    said = counted(found.runs, "run")
+    click.echo(f"{said}: mean error of step time {before:.1f}% before, {after:.1f}% after; written to {path}")
     return 0
 
 
@@ -125,8 +128,13 @@ def _row_of_run(run_id: str, gpu: str) -> RunRow:
 
 
 def _tables() -> Tables:
-    values, intervals = wiring.planner_files().read_calibration(wiring.home() / "planner.json")
-    return calibrated(FITTED, values, intervals) if values else FITTED
+    """The constants that ship, or those that `rackray train calibrate` has set right, which is said."""
+    path = wiring.home() / "planner.json"
+    values, intervals = wiring.planner_files().read_calibration(path)
+    if not values:
+        return FITTED
+    click.echo(f"calibrated by own runs: {path}; delete it to plan with the constants that ship", err=True)
+    return calibrated(FITTED, values, intervals)
 
 
 def _cluster(job_nodes: int, options: dict[str, Any]) -> GpuCluster:

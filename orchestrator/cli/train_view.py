@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.cli.live import LiveLines
+from orchestrator.cli.nodes import folded
 from orchestrator.domain.event import Event
 from orchestrator.domain.run import RunRecord
 from orchestrator.domain.run_progress import RunProgress
+from orchestrator.domain.words import counted
 from orchestrator.execution.views import Views
 from orchestrator.planning.run_launch import rank_log_path
 
@@ -71,7 +73,7 @@ def _milestone_words(data: Mapping[str, Any]) -> str:
     milestone, step = data["milestone"], data["step"]
     if milestone == "started":
         source = f"continues {data['resumed_from']}" if data.get("resumed_from") else "starts from the beginning"
-        lost = f", {data['steps_lost']} steps are done again" if data.get("steps_lost") else ""
+        lost = f", {counted(data['steps_lost'], 'step', 'is', 'are')} done again" if data.get("steps_lost") else ""
         return f"{source}: first step {step + 1}{lost}"
     if milestone == "checkpoint":
         return f"checkpoint at step {step} ({data.get('size_bytes', 0) / 1e6:.1f} MB)"
@@ -104,11 +106,11 @@ def summary(run: RunRecord, progress: RunProgress | None, lines_path: Path, curv
         if progress.heldout is not None:
             rows.append(("held out", _against_unigram(progress)))
         if progress.tokens_per_s is not None:
-            rows.append(("speed", f"{progress.tokens_per_s:,.0f} tokens/s over {len(run.ranks)} ranks"))
+            rows.append(("speed", f"{progress.tokens_per_s:,.0f} tokens/s over {counted(len(run.ranks), 'rank')}"))
     if run.restarts:
         rows.append(("restarts", str(run.restarts)))
-    rows.append(("nodes", ", ".join(run.nodes) or "none"))
-    rows.append(("spares", ", ".join(run.spares) or "none"))
+    rows.append(("nodes", folded(run.nodes) or "none"))
+    rows.append(("spares", folded(run.spares) or "none"))
     rows += [("excluded", f"{node}: {why}") for node, why in sorted(run.excluded.items())]
     if run.directory:
         rows.append(("rank logs", f"{rank_log_path(run, 0)} on {run.nodes[0]}" if run.ranks else run.directory))

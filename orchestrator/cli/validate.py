@@ -6,12 +6,13 @@ from typing import Any
 import click
 
 from orchestrator import wiring
-from orchestrator.cli.output import print_json
+from orchestrator.cli.output import FILE, print_json, write_whole
 from orchestrator.cli.power_drawing import power_svg
 from orchestrator.cli.power_view import explain_power
 from orchestrator.cli.rack_drawing import racks_svg
 from orchestrator.domain.errors import BadInput, Problem
 from orchestrator.domain.spec import ClusterSpec
+from orchestrator.domain.words import counted
 from orchestrator.planning.power_checks import draw_by_feed_w, kilowatts
 from orchestrator.planning.power_loss import feed_loads, power_report
 
@@ -19,7 +20,7 @@ DRAWINGS = ("power.svg", "racks.svg")
 
 
 @click.command()
-@click.argument("spec", type=click.Path(path_type=Path))
+@click.argument("spec", type=FILE)
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict and every problem as JSON.")
 @click.option(
     "--explain", type=click.Choice(["power"]), help="Print the power tree: load, limit, margin, and the worst single loss."
@@ -27,7 +28,7 @@ DRAWINGS = ("power.svg", "racks.svg")
 @click.option(
     "-o",
     "outputs",
-    type=click.Path(path_type=Path),
+    type=FILE,
     multiple=True,
     metavar="FILE",
     help="Draw a valid spec: a FILE called [...]power.svg is the power tree, [...]racks.svg the racks.",
@@ -64,19 +65,9 @@ def validate(spec: Path, as_json: bool, explain: str | None, outputs: tuple[Path
     for output in outputs:
         is_power = output.name.endswith("power.svg") and report is not None
         drawing = power_svg(loaded.spec, report) if is_power and report is not None else racks_svg(loaded.spec, report)
-        _write(output, drawing)
+        write_whole(output, drawing)
+        click.echo(f"wrote {output}", err=True)
     return 0
-
-
-def _write(path: Path, drawing: str) -> None:
-    """The file appears whole or not at all."""
-    draft = path.with_name(path.name + ".draft")
-    try:
-        draft.write_text(drawing, encoding="utf-8")
-        draft.replace(path)
-    except OSError as error:
-        raise BadInput(f"{path} cannot be written: {error.strerror}", "name a file in a folder that you may write to") from error
-    click.echo(f"wrote {path}", err=True)
 
 
 def totals(spec: ClusterSpec) -> dict[str, int]:
@@ -89,7 +80,7 @@ def summary(path: Path, spec: ClusterSpec) -> str:
     count = totals(spec)
     draw_w = draw_by_feed_w(spec) if spec.power is None else {name: sum(load) for name, load in feed_loads(spec).items()}
     feeds = ", ".join(f"feed {name} {kilowatts(w)} of {kilowatts(spec.feeds[name].limit_w)} kW" for name, w in draw_w.items())
-    declared = f"{_count(count['nodes'], 'node')}, {_count(count['gpus'], 'GPU')}, {_count(count['racks'], 'rack')}"
+    declared = f"{counted(count['nodes'], 'node')}, {counted(count['gpus'], 'GPU')}, {counted(count['racks'], 'rack')}"
     return f"{path} is valid: {declared}" + (f"; {feeds}" if feeds else "")
 
 
@@ -109,7 +100,3 @@ def _say_problems(path: Path, problems: tuple[Problem, ...]) -> None:
         click.echo(str(problem), err=True)
     if len(problems) > 1:
         click.echo(f"{path} has {len(problems)} problems; nothing was touched", err=True)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

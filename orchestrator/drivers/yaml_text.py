@@ -1,5 +1,6 @@
 """From a path to text that is safe to parse, and libyaml's complaints in an operator's words."""
 
+import difflib
 import os
 import re
 import stat
@@ -20,6 +21,23 @@ _MAX_UNSEEN_REPORTED = 20
 _UTF_16_OR_32 = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
 
 
+def _inside(folder: Path) -> str:
+    """Which files of `folder` may have been meant."""
+    names = sorted(str(each) for each in folder.glob("*.yaml"))
+    few = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+    return f"name a YAML file inside it: {few}" if names else "name a YAML file"
+
+
+def _near(path: Path) -> str:
+    """A question about the files with the nearest names, beside where `path` would be."""
+    try:
+        names = [each.name for each in path.parent.iterdir() if not each.name.startswith(".")]
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(path.name, names, n=2, cutoff=0.6)
+    return f"did you mean {' or '.join(str(path.with_name(name)) for name in close)}?" if close else ""
+
+
 def read_bytes(path: Path) -> bytes:
     """The whole file. Raises BadInput for what is no readable regular file of at most `MAX_BYTES`."""
     try:
@@ -27,7 +45,7 @@ def read_bytes(path: Path) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         raise BadInput(
-            [_whole(path, "there is no such file", "check the path; relative paths start at the current folder")]
+            [_whole(path, "there is no such file", _near(path) or "check the path; relative paths start at the current folder")]
         ) from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -35,7 +53,7 @@ def read_bytes(path: Path) -> bytes:
     try:
         mode = os.fstat(descriptor).st_mode
         if stat.S_ISDIR(mode):
-            raise BadInput([_whole(path, "is a folder", "name a YAML file inside it")])
+            raise BadInput([_whole(path, "is a folder", _inside(path))])
         if not stat.S_ISREG(mode):
             raise BadInput([_whole(path, "is not a regular file", "name a YAML file")])
         with os.fdopen(descriptor, "rb", closefd=False) as file:

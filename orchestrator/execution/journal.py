@@ -25,6 +25,9 @@ from orchestrator.domain.state import ClusterState
 from orchestrator.execution.journal_lock import write_lock_holder
 from orchestrator.planning.settle import SETTLE
 
+WHEN_IT_CANNOT_BE_OPENED = (
+    "is its disk full (`df`) or broken (`dmesg`)? If neither, restore it from a backup, or name another RACKRAY_HOME"
+)
 _META = sa.MetaData()
 _EVENTS = sa.Table(
     "events",
@@ -149,9 +152,8 @@ class Journal:
                 _META.create_all(self._engine)
         except sa.exc.DatabaseError as error:
             _say_who_keeps_it(error, self.file)
-            raise JournalBroken(
-                f"cannot open the journal {url}: {error.orig}", "restore it from a backup, or name another RACKRAY_HOME"
-            ) from error
+            where = self._engine.url.render_as_string(hide_password=True)
+            raise JournalBroken(f"cannot open the journal {where}: {error.orig}", WHEN_IT_CANNOT_BE_OPENED) from error
 
     def close(self) -> None:
         """Close every connection. A process that forks must do so first: SQLite's locks do not survive a fork."""

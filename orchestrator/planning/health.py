@@ -137,12 +137,12 @@ def _ecc(gpu: Mapping[str, Any], sku: Sku, policy: HealthPolicy) -> Says:
 
 def _remap_pending(gpu: Mapping[str, Any], sku: Sku, policy: HealthPolicy) -> Says:
     remap = gpu.get("remap") or {}
-    return f"has a row remap pending ({remap.get('uncorrectable')} uncorrectable rows)" if remap.get("pending") else None
+    return f"has a row remap pending (uncorrectable rows: {remap.get('uncorrectable')})" if remap.get("pending") else None
 
 
 def _remap_failed(gpu: Mapping[str, Any], sku: Sku, policy: HealthPolicy) -> Says:
     remap = gpu.get("remap") or {}
-    return f"failed to remap a row ({remap.get('uncorrectable')} uncorrectable rows)" if remap.get("failure") else None
+    return f"failed to remap a row (uncorrectable rows: {remap.get('uncorrectable')})" if remap.get("failure") else None
 
 
 def _recovery(gpu: Mapping[str, Any], sku: Sku, policy: HealthPolicy) -> Says:

@@ -3,6 +3,7 @@
 from orchestrator.domain.event import Event
 from orchestrator.domain.node import NodeState
 from orchestrator.domain.state import ClusterState
+from orchestrator.domain.words import counted
 from orchestrator.planning.rollout_requests import Answer, node_moved, prove_again, said_by, take_part
 
 OUT_OF_SERVICE = frozenset({NodeState.QUARANTINED, NodeState.SUSPECT, NodeState.MAINTENANCE})
@@ -25,7 +26,7 @@ def requalify(request: Event, state: ClusterState) -> Answer:
             )
     events = [event for name in names for event in prove_again(name, state, said_by(request))]
     events += take_part(names, state, f"requalify ({said_by(request)})")
-    return events, "; ".join([f"{len(names)} nodes prove themselves again", *refused])
+    return events, "; ".join([f"{counted(len(names), 'node', 'proves itself again', 'prove themselves again')}", *refused])
 
 
 def drain(request: Event, state: ClusterState) -> Answer:
@@ -45,7 +46,7 @@ def drain(request: Event, state: ClusterState) -> Answer:
         else:
             refused.append(f"{name} is {record.state}, not in service")
     drained = len({event.subject for event in events})
-    return events, "; ".join([f"{drained} nodes in maintenance", *refused])
+    return events, "; ".join([f"{counted(drained, 'node')} in maintenance", *refused])
 
 
 def host_key(request: Event, state: ClusterState) -> Answer:
@@ -109,5 +110,5 @@ def retire(request: Event, state: ClusterState) -> Answer:
         else:
             refused.append(f"{name} is {record.state}; take it out of service first: `rackray node drain {name}`")
     retired = len({event.subject for event in events})
-    said = f"{retired} nodes retired; nothing was sent to them: power, data and accounts are as they were"
+    said = f"{counted(retired, 'node')} retired; nothing was sent to them: power, data and accounts are as they were"
     return events, "; ".join([said, *refused])

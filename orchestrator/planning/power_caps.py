@@ -4,6 +4,7 @@ Nothing slows a machine down in the seconds after a feed is lost, except its own
 further up simply trips. So the cap that must hold *after* the worst loss is in force whenever a run is on the node.
 """
 
+import functools
 from dataclasses import dataclass
 
 from orchestrator.domain.spec import ClusterSpec, Sku
@@ -12,6 +13,9 @@ from orchestrator.planning.power_loss import power_report
 
 LEAST_GPU_SHARE = 0.2
 """A GPU takes no limit far below its rating: 100 W of a V100's 300, 200 W of an H100's 700 by nvidia-smi."""
+
+gpu_called = functools.cache(find_gpu)
+"""Thousands of nodes have the same few GPUs, and a name is looked up by patterns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,7 @@ def caps_of(spec: ClusterSpec) -> dict[str, PowerCap]:
 
 def gpu_cap_w(sku: Sku, node_w: float) -> float | None:
     """Watts per GPU under a node's cap: the rest of the machine is reckoned with all it draws besides the GPUs' ratings."""
-    gpu = find_gpu(sku.gpus.model) if sku.gpus.count else None
+    gpu = gpu_called(sku.gpus.model) if sku.gpus.count else None
     if gpu is None:
         return None
     rest_w = max(sku.max_w - sku.gpus.count * gpu.power_w, 0.0)

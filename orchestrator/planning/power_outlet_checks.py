@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 
 from orchestrator.domain.spec import ClusterSpec, Finding, Machine, SpecPath
+from orchestrator.domain.words import counted
 from orchestrator.planning.power_racks import cords_of
-from orchestrator.planning.rack_checks import count, label, machines
+from orchestrator.planning.rack_checks import label, machines
 
 
 def check_outlets(spec: ClusterSpec) -> Iterator[Finding]:
@@ -31,7 +32,7 @@ def check_outlets(spec: ClusterSpec) -> Iterator[Finding]:
     for name, supplies in fed.items():
         outlets = spec.power.elements[name].outlets
         if outlets and supplies > len(outlets):
-            message = f"{supplies} supplies are plugged into {name}, which has {count(len(outlets), 'outlet')}"
+            message = f"{supplies} supplies are plugged into {name}, which has {counted(len(outlets), 'outlet')}"
             rests_on: tuple[SpecPath, ...] = (("nodes",), ("equipment",), ("skus",), ("racks", "*", "pdus"))
             yield Finding(
                 ("power", "elements", name, "outlets"), message, "list all its outlets, or use more PDUs", rests_on=rests_on
@@ -71,7 +72,8 @@ def _of_machine(
             hint = f"add `outlets` to {pdu}: the phase of each, such as [1, 2, 3, 1, 2, 3]"
             yield Finding(at, message, hint, rests_on=rests_on)
         elif outlet > len(known):
-            message = f"{label(path, machine)} is plugged into outlet {outlet} of {pdu}, which has {count(len(known), 'outlet')}"
+            has = counted(len(known), "outlet")
+            message = f"{label(path, machine)} is plugged into outlet {outlet} of {pdu}, which has {has}"
             yield Finding(at, message, "correct the number, or list all outlets of the PDU", rests_on=rests_on)
         elif before is not at:
             message = f"{label(path, machine)} is plugged into outlet {outlet} of {pdu}, as {other.name} is"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from orchestrator.domain.spec import NO_GPUS, ClusterSpec, Equipment, Finding, Node, SpecPath
+from orchestrator.domain.words import counted
 from orchestrator.planning.power_checks import kilowatts
 
 Machine = Node | Equipment
@@ -21,11 +22,6 @@ def machines(spec: ClusterSpec) -> list[tuple[SpecPath, Machine]]:
 def label(path: SpecPath, machine: Machine) -> str:
     """As a machine is called in a sentence."""
     return f"{path[0]}[{path[1]}] ({machine.name})"
-
-
-def count(number: int, noun: str) -> str:
-    """`1 unit`, `2 units`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def check_racks(spec: ClusterSpec) -> Iterator[Finding]:
@@ -114,7 +110,7 @@ class _Shelf:
         for lowest in range(1, self.height - tall + 2):
             if not any(unit in others for unit in range(lowest, lowest + tall)):
                 return f"unit {lowest} is the lowest with room for it"
-        return f"rack {self.name} has no room for {count(tall, 'unit')}: move it to another rack"
+        return f"rack {self.name} has no room for {counted(tall, 'unit')}: move it to another rack"
 
 
 def _units(spec: ClusterSpec) -> Iterator[Finding]:
@@ -139,7 +135,7 @@ def _above(shelf: _Shelf) -> Iterator[Finding]:
     for bottom, top, path, machine in shelf.places:
         if top > shelf.height:
             message = (
-                f"{label(path, machine)} is {count(top - bottom + 1, 'unit')} high and would take units {bottom}-{top} of rack"
+                f"{label(path, machine)} is {counted(top - bottom + 1, 'unit')} high and would take units {bottom}-{top} of rack"
                 f" {shelf.name}, {top - shelf.height} above its {shelf.height}"
             )
             yield Finding((*path, "unit"), message, shelf.place_for(bottom, top), rests_on=_room(path, machine))

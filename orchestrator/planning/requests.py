@@ -7,6 +7,7 @@ from orchestrator.domain.node import NodeState
 from orchestrator.domain.rollout import is_untouched
 from orchestrator.domain.spec import ClusterSpec
 from orchestrator.domain.state import ClusterState
+from orchestrator.domain.words import counted
 from orchestrator.planning.node_requests import drain, host_key, replace_board, requalify, retire
 from orchestrator.planning.rollout import rounds, to_bring_up
 from orchestrator.planning.rollout_requests import Answer, abort, pause, resume, retry, skip
@@ -22,12 +23,15 @@ def answer_request(request: Event, state: ClusterState, now_s: float) -> Answer:
     return handler(request, state)
 
 
+ELSEWHERE = "each cluster has a home of its own: set RACKRAY_HOME to that of the spec's cluster, or to a new folder"
+
+
 def _apply(request: Event, state: ClusterState) -> Answer:
     """A new spec: journal it, and bring up what it adds. Nodes in service are left alone."""
     data = request.data
     spec = ClusterSpec.model_validate(data["spec"])
     if state.spec is not None and state.spec.cluster != spec.cluster:
-        return [], f"refused: this home belongs to cluster {state.spec.cluster}, the spec describes {spec.cluster}"
+        return [], f"refused: this home belongs to cluster {state.spec.cluster}, the spec describes {spec.cluster}; {ELSEWHERE}"
     events = []
     if data["sha256"] != state.spec_sha256:
         events.append(Event("spec.applied", CLUSTER, dict(data)))
@@ -38,7 +42,7 @@ def _apply(request: Event, state: ClusterState) -> Answer:
     ended = rollout.finished or rollout.aborted_because or rollout.stopped_because
     if pending and (ended or events or not in_waves.issuperset(pending)):
         taken_up = rounds([*pending, *_under_way(site, state, set(pending))], site)
-        because = f"{site.words(pending)} are not ready yet"
+        because = f"{site.words(pending)} {'is' if len(pending) == 1 else 'are'} not ready yet"
         events.append(Event("rollout.started", CLUSTER, {"waves": [list(wave) for wave in taken_up], "because": because}))
         if rollout.paused_because:
             events.append(Event("rollout.paused", CLUSTER, {"because": rollout.paused_because}))
@@ -56,7 +60,8 @@ def _left_the_spec(site: Site, state: ClusterState) -> list[str]:
     if not gone:
         return []
     names = ", ".join(gone[:5]) + (", ..." if len(gone) > 5 else "")
-    return [f"{len(gone)} nodes are no longer in the spec ({names}): nothing is sent to them, they stay on and as they are"]
+    are = counted(len(gone), "node", "is", "are")
+    return [f"{are} no longer in the spec ({names}): nothing is sent there, everything stays on and as it is"]
 
 
 def _under_way(site: Site, state: ClusterState, pending: set[str]) -> list[str]:

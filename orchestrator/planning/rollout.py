@@ -9,6 +9,7 @@ from orchestrator.domain.operation import Action
 from orchestrator.domain.plan import Step
 from orchestrator.domain.rollout import RolloutRecord, is_untouched
 from orchestrator.domain.spec import Rollout
+from orchestrator.domain.words import counted
 from orchestrator.planning.fleet_book import DISRUPTIVE, FleetBook
 from orchestrator.planning.site import Site
 
@@ -56,7 +57,9 @@ def why_stop(book: FleetBook, policy: Rollout) -> str:
         for wave, count in sorted(book.failed_in_wave.items()):
             if count > policy.wave_failure_budget:
                 budget, all_failed = policy.wave_failure_budget, _failed(book.failed)
-                return f"{count} nodes of wave {wave + 1} failed, the failure budget of a wave is {budget}; {all_failed}"
+                return (
+                    f"{counted(count, 'node')} of wave {wave + 1} failed, the failure budget of a wave is {budget}; {all_failed}"
+                )
     return ""
 
 
@@ -107,7 +110,7 @@ def admit(
         stop = halted_again if step.node in rollout.called else halted
         because = _not_its_turn(record, book, stop, site.spec.rollout)
         if not because and busy >= most:
-            because = f"{busy} nodes are being worked on, the limit is {most}"
+            because = f"{counted(busy, 'node', 'is', 'are')} being worked on, the limit is {most}"
         because = because or _too_many_down(step, book, site.spec.rollout) or _no_power(step, book)
         if because:
             refused.append(Refusal(step, because))
@@ -132,7 +135,8 @@ def _not_its_turn(record: NodeRecord, book: FleetBook, halted: str, policy: Roll
     if policy.max_unavailable is not None:
         out, in_work = len(book.unhealthy), len(book.in_work)
         if out + in_work >= policy.max_unavailable:
-            return f"{out} nodes are out of service and {in_work} in work, max_unavailable is {policy.max_unavailable}"
+            are_out = counted(out, "node", "is", "are")
+            return f"{are_out} out of service and {in_work} in work, max_unavailable is {policy.max_unavailable}"
     return ""
 
 
@@ -142,9 +146,10 @@ def _too_many_down(step: Step, book: FleetBook, policy: Rollout) -> str:
         return ""
     limits = {"rack": policy.down_per_rack, "feed": policy.down_per_feed, "leaf": policy.down_per_leaf, "pair": 1}
     for kind, name in book.groups(step.node):
-        limit = limits[kind]
-        if limit is not None and book.down_in[kind, name] >= limit:
-            return f"{book.down_in[kind, name]} nodes of {kind} {name} are down for power or firmware, the limit is {limit}"
+        limit, down = limits[kind], book.down_in[kind, name]
+        if limit is not None and down >= limit:
+            verb = "is" if down == 1 else "are"
+            return f"{counted(down, 'node')} of {kind} {name} {verb} down for power or firmware, the limit is {limit}"
     return ""
 
 

@@ -6,6 +6,7 @@ from orchestrator.domain.event import CLUSTER, Event
 from orchestrator.domain.node import BRING_UP, SETTLED, NodeState
 from orchestrator.domain.rollout import RolloutRecord, is_untouched
 from orchestrator.domain.state import ClusterState
+from orchestrator.domain.words import counted
 
 Answer = tuple[list[Event], str]
 
@@ -75,7 +76,7 @@ def skip(request: Event, state: ClusterState) -> Answer:
         else:
             names.append(name)
     events = [Event("rollout.skipped", CLUSTER, {"nodes": names, "because": said_by(request)})] if names else []
-    return events, "; ".join([f"{len(names)} nodes are left out", *problems])
+    return events, "; ".join([f"{counted(len(names), 'node', 'is', 'are')} left out", *problems])
 
 
 def abort(request: Event, state: ClusterState) -> Answer:
@@ -84,7 +85,8 @@ def abort(request: Event, state: ClusterState) -> Answer:
         return [], refused
     moving = [name for wave in state.rollout.waves for name in wave if state.nodes[name].state in BRING_UP]
     begun = sum(not is_untouched(state.nodes[name]) for name in moving)
-    said = f"aborted: {begun} nodes under way end the stage they are in, {len(moving) - begun} never begin"
+    ends = counted(begun, "node", "under way ends its stage", "under way end their stages")
+    said = f"aborted: {ends}; {len(moving) - begun:,} never begin"
     return [Event("rollout.aborted", CLUSTER, {"because": said_by(request)})], said
 
 
@@ -104,7 +106,7 @@ def retry(request: Event, state: ClusterState) -> Answer:
             names.append(name)
     events = [event for name in names for event in prove_again(name, state, said_by(request))]
     events += take_part(names, state, f"retry ({said_by(request)})")
-    return events, "; ".join([f"{len(names)} nodes prove themselves again", *problems])
+    return events, "; ".join([f"{counted(len(names), 'node', 'proves itself again', 'prove themselves again')}", *problems])
 
 
 def prove_again(name: str, state: ClusterState, because: str) -> list[Event]:

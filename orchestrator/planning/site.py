@@ -8,6 +8,7 @@ from typing import Any
 from orchestrator.domain.node import COMPUTE, NodeRecord
 from orchestrator.domain.operation import Target
 from orchestrator.domain.spec import ClusterSpec, Equipment, FirmwareComponent, Machine, Node, Rack, Sku
+from orchestrator.domain.words import counted
 from orchestrator.planning.power_caps import PowerCap, caps_of
 
 
@@ -34,8 +35,8 @@ class Site:
     def words(self, names: Collection[str]) -> str:
         """`18 nodes`, or `18 nodes and 17 pieces of equipment`: the two are counted apart."""
         equipment = sum(name not in self.computes for name in names)
-        nodes = f"{len(names) - equipment} nodes"
-        pieces = f"{equipment} {'piece' if equipment == 1 else 'pieces'} of equipment"
+        nodes = counted(len(names) - equipment, "node")
+        pieces = f"{counted(equipment, 'piece')} of equipment"
         return nodes if not equipment else pieces if equipment == len(names) else f"{nodes} and {pieces}"
 
     def sku(self, name: str) -> Sku:

@@ -8,11 +8,12 @@ import difflib
 from collections.abc import Callable, Iterable, Iterator
 
 from orchestrator.domain.spec import UNKNOWN_MAC, ClusterSpec, Finding, SpecPath
+from orchestrator.domain.words import counted
 from orchestrator.planning.address_checks import check_addresses, check_heads, check_subnets
 from orchestrator.planning.link_checks import check_links
 from orchestrator.planning.power_checks import check_power
 from orchestrator.planning.power_tree_checks import check_power_tree
-from orchestrator.planning.rack_checks import Machine, check_racks, count, label, machines
+from orchestrator.planning.rack_checks import Machine, check_racks, label, machines
 
 MOST_COMPARED = 8_000
 """Names compared to find the one that was meant. Comparing is slow; where thousands are wrong a few suggestions say it all."""
@@ -136,7 +137,7 @@ def _access(spec: ClusterSpec) -> Iterator[Finding]:
 def _rollout(spec: ClusterSpec) -> Iterator[Finding]:
     canary, most = spec.rollout.canary, spec.rollout.max_in_flight
     if canary > most:
-        message = f"the first wave has {count(canary, 'node')}, but at most {most} are worked on at once"
+        message = f"the first wave has {counted(canary, 'node')}, but at most {most} are worked on at once"
         yield Finding(("rollout", "canary"), message, f"set canary to {most} or less", rests_on=(("rollout", "max_in_flight"),))
 
 
@@ -163,7 +164,7 @@ def _lab(spec: ClusterSpec) -> Iterator[Finding]:
             )
         elif fault.gpu is not None and node.sku in spec.skus and fault.gpu >= spec.skus[node.sku].gpus.count:
             gpus = spec.skus[node.sku].gpus.count
-            message = f"the fault {fault.fault} hits GPU {fault.gpu} of {fault.node}, which has {count(gpus, 'GPU')}"
+            message = f"the fault {fault.fault} hits GPU {fault.gpu} of {fault.node}, which has {counted(gpus, 'GPU')}"
             hint = f"GPUs count from 0 to {gpus - 1}" if gpus else "remove the fault, or choose a node with GPUs"
             yield Finding((*path, "gpu"), message, hint, rests_on=(("skus", node.sku, "gpus", "count"), (*path, "node")))
 

@@ -1,6 +1,10 @@
 """The commands that say something about a rollout, and plans in files, against a journal that a simulated bring-up has left."""
 
 import json
+import os
+import socket
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -191,3 +195,47 @@ def test_the_live_table_tells_the_time_left(home: Path) -> None:
 
 def _is_ready(state: ClusterState) -> bool:
     return state.nodes[state.rollout.waves[0][0]].state is NodeState.READY
+
+
+def test_while_no_controller_runs_status_says_what_stands_still_and_what_goes_on(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    half_way(home)
+    _, _, err = rackray(capsys, "status")
+    assert "no controller runs" in err
+    assert "4 nodes stand still on the way to ready (r[01-02]-n[1-2]): `rackray apply" in err
+    _, _, err = rackray(capsys, "rollout", "status")
+    assert "nothing moves until `rackray apply" in err
+
+
+def test_a_controller_whose_process_has_just_ended_decides_nothing(home: Path) -> None:
+    half_way(home)
+    journal = Journal(f"sqlite:///{home}/state.db")
+    (gone := subprocess.Popen(["true"])).wait()
+    journal.take_lease(f"{socket.gethostname()}:{gone.pid}:1:x", time.time())
+    assert wiring.decides_now(wiring.open_views(home)) == ""
+    journal.close()
+
+
+def test_the_controller_that_runs_is_named(home: Path) -> None:
+    half_way(home)
+    journal = Journal(f"sqlite:///{home}/state.db")
+    journal.take_lease(wiring._holder(), time.time())
+    assert wiring.decides_now(wiring.open_views(home)).startswith(f"process {os.getpid()} on {socket.gethostname()} decides")
+    journal.close()
+
+
+def test_nodes_with_the_same_steps_stand_together_in_a_plan(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = rackray(capsys, "plan", str(SPECS / "lab-4.yaml"), "--offline")
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[:2] == ["wave 1: 1 node, 16 steps", "r01-n1: 16 steps"]
+    assert "wave 2: 3 nodes, 48 steps" in lines and "r02-n[1-2],r01-n2: 16 steps each" in lines
+    assert sum(line.startswith("  bmc.power On") for line in lines) == 2
+
+
+def test_a_plan_for_another_cluster_is_refused(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    brought_up(home)
+    code, out, err = rackray(capsys, "plan", str(SPECS / "example-32-dgx.yaml"), "--offline")
+    assert (code, out) == (2, "")
+    assert f"{home} belongs to cluster lab, the spec describes example" in err and "set RACKRAY_HOME" in err

@@ -99,7 +99,7 @@ def test_abort_starts_no_node_and_lets_each_end_its_stage(tmp_path: Path) -> Non
     story.until(lambda state: any(record.state is NodeState.REACHABLE for record in state.nodes.values()))
     before = {name: record.state for name, record in story.controller.state.nodes.items()}
     answer = story.ask("request.rollout_abort")
-    assert answer == "aborted: 2 nodes under way end the stage they are in, 2 never begin"
+    assert answer == "aborted: 2 nodes under way end their stages; 2 never begin"
     state = story.until(everything_settled)
     order = list(NodeState)
     for name, record in state.nodes.items():
@@ -132,7 +132,7 @@ def test_retry_proves_the_failed_nodes_again_within_the_rollout(tmp_path: Path) 
     story.until(is_in("r01-n1", QUARANTINED))
     story.site.nodes["r01-n1"].machine.heal("wrong_serial", story.site.now_s)
     number = story.controller.state.rollout.number
-    assert story.ask("request.rollout_retry", nodes=[]) == "1 nodes prove themselves again"
+    assert story.ask("request.rollout_retry", nodes=[]) == "1 node proves itself again"
     state = story.until(everything_settled)
     assert set(story.states().values()) == {READY} and state.rollout.number == number
 
@@ -228,7 +228,7 @@ def test_leaving_the_spec_sends_nothing_to_a_node_and_is_said(tmp_path: Path) ->
     smaller = story.spec.model_copy(update={"nodes": story.spec.nodes[1:]})
     asked = story.journal.request(apply_request(smaller, "a smaller one"))
     state = story.until(lambda s: asked.seq in s.answers and everything_settled(s))
-    assert "1 nodes are no longer in the spec (r01-n1): nothing is sent to them" in state.answers[asked.seq]
+    assert "1 node is no longer in the spec (r01-n1): nothing is sent there" in state.answers[asked.seq]
     story.for_s(300)
     assert len(story.site.deeds) == deeds and story.site.nodes["r01-n1"].is_on
 

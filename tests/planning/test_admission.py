@@ -287,7 +287,7 @@ def test_what_waits_for_the_other_half_says_so() -> None:
     steps = [Step(name, Action.BMC_POWER, "", {"reset": "On"}) for name in nodes]
     admitted, (refused,) = admit(steps, rollout, nodes, Site.of(spec))
     assert [step.node for step in admitted] == ["r01-n1"]
-    assert refused.because == "1 nodes of pair heads are down for power or firmware, the limit is 1"
+    assert refused.because == "1 node of pair heads is down for power or firmware, the limit is 1"
 
 
 @pytest.mark.parametrize("action", [Action.BMC_UPDATE, Action.NODE_COMPUTE])

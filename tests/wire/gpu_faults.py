@@ -180,7 +180,7 @@ GPU_TABLE: tuple[GpuFault, ...] = (
         "lab fault `gpu_row_remap_pending`",
         fault("gpu_row_remap_pending"),
         [("remap-pending", GPU)],
-        "1 uncorrectable rows",
+        "uncorrectable rows: 1",
     ),
     GpuFault(
         "F106",
