@@ -194,10 +194,16 @@ def test_the_map_draws_both_lives() -> None:
     assert set(re.findall(r"<!-- drawn: (.*?) -->", text)) == set(map_docs.DRAWN) - {"commands"}
 
 
-def test_the_reference_of_spec_fields_is_fresh() -> None:
-    path = PROJECT / "cluster_specs" / "README.md"
-    text = path.read_text(encoding="utf-8")
-    assert text == spec_docs.with_fields(text), "run `python -m orchestrator.cli.spec_docs cluster_specs/README.md`"
+@each_readme(with_text="<!-- end of fields")
+def test_the_reference_of_fields_is_fresh(readme: Path) -> None:
+    text = readme.read_text(encoding="utf-8")
+    assert text == spec_docs.with_fields(text), f"run `python -m orchestrator.cli.spec_docs {named(readme)}`"
+    assert set(re.findall(r"spec_docs (\S+)` -->", text)) == {named(readme)}
+
+
+def test_every_kind_of_file_an_operator_writes_has_its_reference() -> None:
+    found = {block[1] for readme in readmes() for block in spec_docs.BLOCK.finditer(readme.read_text(encoding="utf-8"))}
+    assert found == set(spec_docs.BLOCKS)
 
 
 @pytest.mark.parametrize("folder", MAPPED, ids=lambda folder: folder.name)

@@ -9,9 +9,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from orchestrator.domain.spec import Strict
+from orchestrator.domain.spec import Form, Strict
 
-JobName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,39}$")]
+JobName = Annotated[
+    str,
+    Field(pattern=r"^[a-z][a-z0-9-]{0,39}$"),
+    Form("a lower-case letter, then at most 39 lower-case letters, digits or hyphens"),
+]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -53,12 +57,15 @@ class JobModel(Strict):
     activation: str | None = None
     """`relu`, `gelu` or `swiglu`."""
     biases: bool | None = None
+    """Biases in the linear layers."""
     attention_biases: bool | None = None
     """Of attention's matrices, where there are biases at all."""
     scaled_embedding: bool | None = None
     """Embeddings are multiplied by the root of `d_model`."""
     rotary_base: Number | None = None
+    """Base of the rotary angles; larger for longer sequences."""
     norm_eps: Number | None = None
+    """Added to a variance before its root is taken."""
     window: Count | None = None
     """Tokens that each token sees, itself included; all before it if left out."""
     window_block: Count | None = None
@@ -132,15 +139,19 @@ class JobOptimizer(Strict):
     """AdamW, or Adam."""
 
     lr: Number
-    """Peak learning rate, written with a point: 0.002. Under `noam` a factor of the paper's formula."""
+    """Peak learning rate; under `noam` a factor of the paper's formula."""
     kind: str = "adamw"
     """`adamw`, or `adam`, whose weight decay is part of the gradient."""
     betas: Annotated[tuple[Number, Number], Field(strict=False)] = (0.9, 0.95)
+    """Decay of the running means of the gradient and of its square."""
     eps: Number = 1e-8
+    """Added to the root of the mean square before dividing by it."""
     weight_decay: Number = 0.1
+    """Decoupled with `adamw`; of matrices alone."""
     clip: Number = 1.0
     """Largest norm of the whole gradient; 0 does not clip."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps in which `lr` is reached, linearly."""
     schedule: str = "cosine"
     """After the warm-up: `cosine`, `linear`, `constant`, or `noam`, which falls as 1/root(step)."""
     final_share: Number = 0.1

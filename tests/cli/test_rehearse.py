@@ -8,6 +8,7 @@ import pytest
 from orchestrator.cli.main import run
 
 SPECS = Path(__file__).parents[2] / "cluster_specs"
+PROFILES = sorted((SPECS / "rehearsals").glob("*.yaml"))
 
 
 def rehearsed(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, object]:
@@ -61,3 +62,9 @@ def test_a_feed_that_the_spec_lacks_is_told_with_its_line(tmp_path: Path, capsys
 
 def test_the_lab_as_it_ships_loses_the_node_with_the_planted_fault(capsys: pytest.CaptureFixture[str]) -> None:
     assert rehearsed(capsys, str(SPECS / "lab-4.yaml"))["ready"] == 3
+
+
+@pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.name)
+def test_the_profiles_that_ship_are_read_and_something_goes_wrong(profile: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = rehearsed(capsys, str(SPECS / "example-32-dgx.yaml"), "--faults", str(profile))
+    assert found["nodes"] == 32 and found["causes"]

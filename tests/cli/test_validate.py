@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 from click.testing import CliRunner, Result
 
-from orchestrator.cli.spec_docs import BEGIN, END, main, schema_text, with_fields
+from orchestrator.cli.spec_docs import BEGIN, BLOCKS, END, main, schema_text, with_fields
 from orchestrator.cli.validate import validate
 from orchestrator.domain.errors import BadInput
 
@@ -157,18 +157,33 @@ def test_what_cannot_be_explained_or_drawn_is_said(arguments: list[str], says: s
     assert says in str(caught.value) and caught.value.hint
 
 
-def test_every_field_of_a_spec_is_explained() -> None:
-    rows = [line for line in with_fields(f"{BEGIN}\n{END}").splitlines() if line.startswith("| `")]
-    assert len(rows) > 60
-    assert [row for row in rows if row.endswith("|  |")] == []
+def markers(what: str) -> tuple[str, str]:
+    return BEGIN.format(what=what, readme="cluster_specs/README.md"), END.format(what=what)
+
+
+@pytest.mark.parametrize(("what", "least"), [("fields", 150), ("fields of a job", 80), ("fields of a fault profile", 25)])
+def test_every_field_is_explained(what: str, least: int) -> None:
+    begin, end = markers(what)
+    rows = [line for line in with_fields(f"{begin}\n{end}").splitlines() if line.startswith("| `")]
+    assert len(rows) >= least
+    assert [row for row in rows if "|  |" in row] == []
+
+
+def test_a_limit_is_told_also_where_the_field_may_be_left_out_and_where_it_is_no_whole_number() -> None:
+    text = "".join(with_fields("\n".join(markers(what))) for what in BLOCKS)
+    assert "| `voltage_v` | number, at least 12, at most 1,000,000 |" in text
+    assert "| `spread` | number, at least 0, at most 0.9 |" in text
+    assert "| `betas` | list; each item number | `[0.9, 0.95]` |" in text
 
 
 def test_the_generator_rewrites_only_what_is_between_its_markers(tmp_path: Path) -> None:
     path = tmp_path / "README.md"
-    path.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    begin, end = markers("fields of a job")
+    path.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
     assert main([str(path)]) == 0
     text = path.read_text()
-    assert text.startswith(f"before\n{BEGIN}\n\n### The file") and text.endswith(f"{END}\nafter\n") and "\nold\n" not in text
+    assert text.startswith(f"before\n{begin}\n\n### The file") and text.endswith(f"{end}\nafter\n") and "\nold\n" not in text
+    assert os.listdir(tmp_path) == ["README.md"], "the schema belongs beside the specs alone"
     with pytest.raises(ValueError, match="needs the lines"):
         with_fields("no markers")
     assert main([]) == 2
