@@ -21,6 +21,7 @@ class Row(NamedTuple):
 
 
 COMMANDS: Mapping[str, Row] = {
+    "spec": Row("orchestrator.cli.spec_new:spec", "Write a first spec, commented, to start from."),
     "validate": Row(
         "orchestrator.cli.validate:validate", "Check a cluster spec: every problem at once, with its place and a way out."
     ),

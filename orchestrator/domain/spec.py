@@ -30,7 +30,7 @@ from orchestrator.domain.spec_words import (
     Watts,
 )
 
-__all__ = ["NO_GPUS", "UNKNOWN_MAC", "ClusterSpec", "Finding", "Form", "Machine", "SpecPath", "Strict"]
+__all__ = ["NO_GPUS", "TABLE_COLUMNS", "UNKNOWN_MAC", "ClusterSpec", "Finding", "Form", "Machine", "SpecPath", "Strict"]
 
 Kind = Literal["compute", "leaf-switch", "spine-switch", "management-switch", "switch-tray", "power-shelf", "cooling"]
 Mac = Annotated[
@@ -38,6 +38,8 @@ Mac = Annotated[
     Field(pattern=r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$"),
     Form('six pairs of lower-case hexadecimal digits, such as "02:00:00:00:01:01"'),
 ]
+TABLE_COLUMNS = ("serial", "rack", "unit", "mac", "bmc", "address")
+"""What a table (`inventory: machines.csv`) may say about a machine, beside its name in the column `node`."""
 UNKNOWN_MAC = "00:00:00:00:00:00"
 Unit = Annotated[int, Field(ge=1, le=60)]
 Cords = Annotated[tuple[Cord, ...], Field(strict=False)]

@@ -35,11 +35,9 @@ class Form:
     text: str
 
 
-Name = Annotated[
-    str,
-    Field(pattern=r"^[A-Za-z][A-Za-z0-9._-]{0,62}$"),
-    Form("a letter, then at most 62 letters, digits, points, hyphens or underscores"),
-]
+NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9._-]{0,62}$"
+NAME_FORM = "a letter, then at most 62 letters, digits, points, hyphens or underscores"
+Name = Annotated[str, Field(pattern=NAME_PATTERN), Form(NAME_FORM)]
 Address = Annotated[str, Form("an IPv4 or IPv6 address in its canonical form, such as 10.1.2.3 or fd00::1")]
 Subnet = Annotated[str, Form("a network in CIDR form, such as 10.1.0.0/16")]
 Port = Annotated[int, Field(ge=1, le=65535)]

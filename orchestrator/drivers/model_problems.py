@@ -15,7 +15,8 @@ from pydantic_core import ErrorDetails
 
 from orchestrator.domain.errors import Problem
 from orchestrator.domain.schema import annotation_at, field_at, is_optional, model_at, unwrap
-from orchestrator.domain.spec import Form
+from orchestrator.domain.spec import TABLE_COLUMNS, Form
+from orchestrator.domain.words import counted
 from orchestrator.drivers.yaml_tree import MAX_PROBLEMS, Marks, Path
 
 M = TypeVar("M", bound=BaseModel)
@@ -49,7 +50,9 @@ def model_problems(error: ValidationError, model: type[BaseModel], marks: Marks,
     """One problem per finding of pydantic. Adds the paths of wrong values to `broken`; stays silent about paths already there."""
     known = frozenset(broken)
     problems: list[Problem] = []
-    said: set[tuple[str, Path]] = set()
+    said: dict[tuple[str, Path], int] = {}
+    """Kind and place of what was said → how often it was found: a pattern stands for many machines."""
+    lacking: list[tuple[int, tuple[str, Path]]] = []
     left_out = 0
     for details in error.errors(include_url=False):
         path, at_key = _place_of(details)
@@ -58,15 +61,21 @@ def model_problems(error: ValidationError, model: type[BaseModel], marks: Marks,
         if details["type"] != "extra_forbidden" and not at_key:
             broken.add(path)
         place = (details["type"], marks.source(path))
-        if place in said:  # one value that a pattern repeats
+        said[place] = said.get(place, 0) + 1
+        if said[place] > 1:
             continue
-        said.add(place)
         if len(problems) == MAX_PROBLEMS:
             left_out += 1
             continue
         message, hint = _sentence(details, path, model, marks)
         at_key = at_key or details["type"] in ("extra_forbidden", "missing")
         problems.append(marks.problem_at(path, message, hint, at_key=at_key))
+        if details["type"] == "missing":
+            lacking.append((len(problems) - 1, place))
+    for index, place in lacking:
+        if (others := said[place] - 1) > 0:
+            more = f"{problems[index].message}, and for {counted(others, 'more name')} of its pattern"
+            problems[index] = replace(problems[index], message=more)
     if left_out:
         problems.append(
             replace(max(problems), message=f"{left_out:,} more keys and values are wrong", hint="correct the ones above first")
@@ -144,9 +153,10 @@ def _sentence(details: ErrorDetails, path: Path, model: type[BaseModel], marks: 
     meaning = " ".join((field.description or "").split()).rstrip(".") if field is not None else ""
     about = f"{path[-1]}: {meaning}" if meaning else form and f"write {form}"
     if kind == "missing":
-        return f"`{path[-1]}` is missing in {_label(path[:-1], marks) or 'the file'}", f"add `{path[-1]}: ...`" + (
-            f" ({about})" if about else ""
-        )
+        way_out = f"add `{path[-1]}: ...`" + (f" ({about})" if about else "")
+        if path[0] in ("nodes", "equipment") and path[-1] in TABLE_COLUMNS:
+            way_out += f", or give each machine its own in a table: `inventory: machines.csv`, with the columns node,{path[-1]}"
+        return f"`{path[-1]}` is missing in {_label(path[:-1], marks) or 'the file'}", way_out
     if kind == "extra_forbidden":
         return _unknown_key(path, model, marks)
     if kind in _WANTED:
@@ -157,6 +167,8 @@ def _sentence(details: ErrorDetails, path: Path, model: type[BaseModel], marks: 
         unit = _unit_of(path)
         return f"{label} is {given}{unit}; it must be {words} {context[key]:g}{unit}", about
     if kind == "string_pattern_mismatch":
+        if path[-1] == "mac" and re.fullmatch(context["pattern"], plain := str(given).lower().replace("-", ":")):
+            return f"{label} is {_describe(given)}", f'write "{plain}", in lower case with colons'
         return f"{label} is {_describe(given)}{_odd_character(str(given))}", f"write {form or context['pattern']}"
     if kind in ("string_too_short", "string_too_long", "too_short", "too_long"):
         return _wrong_length(kind, label, given, context), about
@@ -194,11 +206,11 @@ def _wrong_type(kind: str, label: str, given: Any, mark: Any, about: str) -> tup
     message = f"{label} must be {_WANTED[kind]}; it is {_describe(given)}"
     if isinstance(given, str) and kind in ("int_type", "float_type"):
         bare = re.fullmatch(r"\s*([-+]?[0-9.]+)\s*[A-Za-z°%]*\s*", given)
+        name, _, unit = label.rpartition(".")[2].partition(" ")[0].rpartition("_")
         if bare:
-            return (
-                message,
-                f"write the bare number, without quotes, in the unit that the key names{f' ({about})' if about else ''}",
-            )
+            takes_unit = name and unit in ("w", "a", "v", "kg", "m")
+            way_out = f"write `{name}: {given}`, or the bare number" if takes_unit else "write the bare number, without quotes,"
+            return message, f"{way_out} in the unit that the key names" + (f" ({about})" if about else "")
     if isinstance(given, str) and kind in ("tuple_type", "list_type"):
         return message, f"write [{given[:40]}] if one item is meant"
     return message, about
@@ -223,6 +235,8 @@ def _wrong_length(kind: str, label: str, given: Any, context: Mapping[str, Any])
 def _label(path: Path, marks: Marks) -> str:
     """`nodes[2].mac (r01-n3)`: the path as the file has it, with the name of the item where it has one."""
     given, path = path, marks.source(path)
+    if path and isinstance(path[0], int):  # a line of a table of machines, which the place names
+        return str(given[-1])
     words = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
     for length in range(len(path), 0, -1):
         if isinstance(path[length - 1], int):

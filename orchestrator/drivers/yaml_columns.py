@@ -58,7 +58,8 @@ def _dealt(pattern: Pattern, key: str, values: list[Any], kind: Any) -> list[Any
     if not values or size % len(values):
         raise PatternError(
             f"`{key}` has {len(values)} values, which do not go evenly into the {size} names of the last range of {pattern.text}",
-            f"give {', '.join(str(n) for n in range(1, size + 1) if size % n == 0 and n <= 64)} of them",
+            f"give {' or '.join(str(n) for n in range(1, size + 1) if size % n == 0 and n <= 64)} of them; what differs for each"
+            f" machine stands in a table: `inventory: machines.csv`, with the columns node,{key}",
         )
     if any(isinstance(value, str) and "{" in value for value in values):
         filled = [_filled(pattern, value, kind) if isinstance(value, str) else [value] * len(pattern) for value in values]

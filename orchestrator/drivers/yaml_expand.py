@@ -234,6 +234,8 @@ class Expansion:
         line, given = table.rows.get(name, (0, {}))
         for key, text in given.items():
             value: Any = int(text) if key == "unit" and text.isdecimal() and len(text) < 9 else text
+            if key == "mac":  # vendors' lists have them in every spelling
+                value = text.lower().replace("-", ":")
             if key in own and row.get(key) != value:
                 message = f"the table says {key} {text} for {name}, the spec says {row.get(key)}"
                 self._all.problems.append(table.marks.problem_at((line,), message, "correct one, or leave it out of the spec"))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.domain.errors import BadInput, Problem
-from orchestrator.domain.spec import ClusterSpec
+from orchestrator.domain.spec import TABLE_COLUMNS, ClusterSpec
 from orchestrator.drivers.yaml_file import Tree, read_tree
 from orchestrator.drivers.yaml_origins import Origin, Origins, TableMarks
 from orchestrator.drivers.yaml_quantities import Quantities
@@ -22,8 +22,6 @@ from orchestrator.drivers.yaml_text import decode, one_line, read_bytes
 from orchestrator.drivers.yaml_tree import Path as ValuePath
 
 MOST_FILES = 64
-COLUMNS = ("serial", "rack", "unit", "mac", "bmc", "address")
-"""What a table may say about a machine, beside its name in the column `node`."""
 SECRET_COLUMNS = ("username", "password", "bmc_certificate_sha256")
 """Columns of the vendor's list of factory passwords. They are never read here; a table that has them must be private."""
 
@@ -189,10 +187,10 @@ class Table:
         lines = csv.reader(io.StringIO(text, newline=""), strict=True)
         try:
             header = [name.strip() for name in next(lines, [])]
-            unknown = [name for name in header if name not in ("node", *COLUMNS, *SECRET_COLUMNS)]
+            unknown = [name for name in header if name not in ("node", *TABLE_COLUMNS, *SECRET_COLUMNS)]
             if "node" not in header or unknown or len(set(header)) != len(header):
                 wrong = f"unknown column {one_line(unknown[0])!r}" if unknown else "no column `node`, or one twice"
-                hint = "the first line names the columns: node, then any of " + ", ".join((*COLUMNS, *SECRET_COLUMNS))
+                hint = "the first line names the columns: node, then any of " + ", ".join((*TABLE_COLUMNS, *SECRET_COLUMNS))
                 raise BadInput([marks.problem_at((1,), f"the table has {wrong}", hint)])
             rows: dict[str, tuple[int, dict[str, str]]] = {}
             problems = list(_fill(rows, lines, header, marks))

@@ -64,7 +64,7 @@ YAML_CASES = [
 FIELD_CASES = [
     Bad("unknown key", "cluster: lab\n", "cluster: lab\n«clutser: lab\n", "`clutser` is not a key of this file; did you mean `cluster`?"),
     Bad("unit in another key", "limit_w: 12000, feed: A", "limit_w: 12000, «limit_a: 60, feed: A", "`limit_a` is not a key of racks.r01; did you mean `limit_w`, in W?"),
-    Bad("unit in the value", "limit_w: 12000, feed: A", "limit_w: «12 kW, feed: A", 'racks.r01.limit_w must be a number; it is "12 kW"; write the bare number, without quotes, in the unit that the key names'),
+    Bad("unit in the value", "limit_w: 12000, feed: A", "limit_w: «12 kW, feed: A", 'racks.r01.limit_w must be a number; it is "12 kW"; write `limit: 12 kW`, or the bare number in the unit that the key names'),
     Bad("missing key", "- {name: r01-n1, rack: r01, unit: 1,", "- «{name: r01-n1, rack: r01,", "`unit` is missing in nodes[0] (r01-n1); add `unit: ...` (unit: Lowest rack unit it occupies"),
     Bad("negative", "limit_w: 12000, feed: A", "limit_w: «-12000, feed: A", "racks.r01.limit_w is -12000 W; it must be more than 0 W"),
     Bad("huge", "count: 2", "count: «1000000", "skus.lab-2g.gpus.count is 1000000; it must be at most 128"),
@@ -79,7 +79,7 @@ FIELD_CASES = [
     Bad("long name", "name: r01-n1", "name: «" + "r" * 300, f"nodes[0].name ({'r' * 64}) is \"{'r' * 57}...\" (300 characters); write {NAME}"),
     Bad("look-alike", "name: r02-n1", "name: «r02-п1", "nodes[2].name (r02-п1) is \"r02-п1\", with 'п' (CYRILLIC SMALL LETTER PE); write"),
     Bad("range as a name", "name: r01-n1", 'name: «"r01-n[1-10000000]"', "r01-n[1-10000000] stands for 10,000,000 names; at most 200,000 are read; shorten its ranges"),
-    Bad("upper-case MAC", MAC_1, 'mac: «"02:00:00:00:01:0A"', 'nodes[0].mac (r01-n1) is "02:00:00:00:01:0A"; write six pairs of lower-case'),
+    Bad("upper-case MAC", MAC_1, 'mac: «"02:00:00:00:01:0A"', 'nodes[0].mac (r01-n1) is "02:00:00:00:01:0A"; write "02:00:00:00:01:0a", in lower case with colons'),
     Bad("shell in a path", "python: /opt/rackray/venv/bin/python", "python: «/opt/$(id)/python", 'runtime.python is "/opt/$(id)/python"; write an absolute path'),
     Bad("relative path", "shared_directory: /srv/shared", "shared_directory: «srv/shared", 'runtime.shared_directory is "srv/shared"; write an absolute path'),
     Bad("blank version", '["2.7.4"]', '[«""]', "firmware.lab-2g.BIOS.approved[0] is empty; it needs at least 1 character"),

@@ -320,3 +320,31 @@ def test_thousands_of_damaged_specs_are_read_or_refused_in_good_order(base: byte
     except BadInput as error:
         assert error.problems
     assert time.process_time() - began_s < 2
+
+
+TWO_BY_TWO = (
+    LAB_4[: LAB_4.index("nodes:\n")]
+    + "inventory: machines.csv\nnodes:\n"
+    + "  - {name: 'r[01-02]-n[1-2]', rack: 'r{1}', unit: [1, 5], sku: lab-2g, bmc: {first: 127.2.1.1}, address: {first: 127.1.1.1}}\n"
+)
+
+
+def test_macs_in_a_table_may_be_spelled_as_vendors_spell_them(tmp_path: Path) -> None:
+    rows = ["r01-n1,A1,3C:EC:EF:00:01:0A", "r01-n2,A2,3c-ec-ef-00-01-0b", "r02-n1,A3,3C-EC-EF-00-01-0C", "r02-n2,A4,"]
+    (tmp_path / "machines.csv").write_text("node,serial,mac\n" + "\n".join(rows) + "\n")
+    (tmp_path / "spec.yaml").write_text(TWO_BY_TWO)
+    nodes = read_spec(tmp_path / "spec.yaml", check_spec).spec.nodes
+    assert [node.mac for node in nodes] == [*(f"3c:ec:ef:00:01:0{last}" for last in "abc"), "00:00:00:00:00:00"]
+
+
+def test_what_a_pattern_lacks_is_said_once_with_how_many_lack_it_and_the_table_as_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "machines.csv").write_text("node,serial\nr01-n1,A1\n")
+    (problem,) = problems_of(TWO_BY_TWO, tmp_path)
+    assert problem.message == "`serial` is missing in nodes[0] (r[01-02]-n[1-2]), and for 2 more names of its pattern"
+    assert "`inventory: machines.csv`, with the columns node,serial" in problem.hint
+
+
+def test_a_wrong_cell_of_a_table_is_called_by_its_column(tmp_path: Path) -> None:
+    (tmp_path / "machines.csv").write_text("node,serial,mac\nr01-n1,A1,3C:EC\nr01-n2,A2,\nr02-n1,A3,\nr02-n2,A4,\n")
+    (problem,) = problems_of(TWO_BY_TWO, tmp_path)
+    assert (problem.line, problem.message) == (2, 'mac is "3c:ec"')
