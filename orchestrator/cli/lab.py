@@ -22,9 +22,12 @@ def lab() -> None:
 def up(spec: Path) -> None:
     """Make the spec's machines, or add those the running lab lacks."""
     report = wiring.lab_up(wiring.home(), spec)
-    there = f", {len(report.already_there)} were there already" if report.already_there else ""
-    names = folded(report.added) or "none"
-    click.echo(f"{counted(len(report.added), 'machine')} delivered ({names}){there}: powered off, factory passwords, no image")
+    if report.added:
+        delivered = f"{counted(len(report.added), 'machine')} delivered ({folded(report.added)})"
+        click.echo(f"{delivered}: powered off, factory passwords, no image")
+    if report.already_there:
+        were = counted(len(report.already_there), "machine", "was", "were")
+        click.echo(f"{were} there already and left as {'it is' if len(report.already_there) == 1 else 'they are'}")
     click.echo(f"image service {report.image_service_url} offers {report.image} {report.image_digest[:19]}")
     click.echo(f"the lab runs as {report.mode}; it took {report.took_s:.1f} s")
     click.echo("the lab does not simulate the fabric: ranks talk over loopback", err=True)

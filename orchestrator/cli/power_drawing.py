@@ -1,12 +1,12 @@
 """The power tree as a picture to hang on the wall: every part, coloured by its load after the worst single loss."""
 
-from orchestrator.cli.power_view import alike, kilowatts_1, of_limit
+from orchestrator.cli.power_view import alike, beside_limit, kilowatts_1, of_limit
 from orchestrator.cli.svg import INK, LINE, PALE, colour_of, document, fitted, ink_on, legend, line, rect, text
 from orchestrator.domain.spec import ClusterSpec
 from orchestrator.planning.power_loss import PowerReport
 
 WIDTH, MARGIN, ROW_H, GAP_H = 1600.0, 30.0, 46.0, 26.0
-LEAST_W = 66.0
+LEAST_W = 160.0
 """Narrower boxes cannot be read: parts that carry the same become one box then."""
 MOST_PARTS = 30
 """Of the parts below one part, this many are drawn; the others are counted."""
@@ -98,7 +98,9 @@ class _Drawing:
         fill, ink, middle = colour_of(ratio), ink_on(ratio), x + width / 2
         now = of_limit(sum(normal), part.limit_w)
         left = f", {1 - part.ratio(heaviest):.0%} left" if part.limit_w else ""
-        then = f"{of_limit(sum(heaviest), None)} without {worst.lost}{left}" if worst is not None else left.lstrip(", ")
+        then = (
+            f"{beside_limit(sum(heaviest), part.limit_w)} without {worst.lost}{left}" if worst is not None else left.lstrip(", ")
+        )
         many = f"{times:,} × " if times > 1 else ""
         for behind in (6, 3) if times > 1 else ():
             self.parts.append(rect(x + behind, y + behind, width - 6, ROW_H, fill))

@@ -65,10 +65,19 @@ def kilowatts_1(watts: float | None) -> str:
 
 def of_limit(watts: float, limit_w: float | None) -> str:
     """`40.8 of 41.5 kW`; in megawatts where kilowatts would be too many digits."""
-    largest_w = max(watts, limit_w or 0.0)
-    unit_w, unit, digits = (1e6, "MW", 2) if largest_w >= 1e6 else (1e3, "kW", 1)
+    unit_w, unit, digits = _unit(max(watts, limit_w or 0.0))
     said = f"{watts / unit_w:,.{digits}f}"
     return f"{said} of {limit_w / unit_w:,.{digits}f} {unit}" if limit_w else f"{said} {unit}"
+
+
+def beside_limit(watts: float, limit_w: float | None) -> str:
+    """`0.87 MW`: in the unit that `of_limit` would use, without the limit."""
+    unit_w, unit, digits = _unit(max(watts, limit_w or 0.0))
+    return f"{watts / unit_w:,.{digits}f} {unit}"
+
+
+def _unit(largest_w: float) -> tuple[float, str, int]:
+    return (1e6, "MW", 2) if largest_w >= 1e6 else (1e3, "kW", 1)
 
 
 def _margin(ratio: float) -> str:

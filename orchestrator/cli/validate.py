@@ -8,12 +8,12 @@ import click
 from orchestrator import wiring
 from orchestrator.cli.output import FILE, print_json, write_whole
 from orchestrator.cli.power_drawing import power_svg
-from orchestrator.cli.power_view import explain_power
+from orchestrator.cli.power_view import explain_power, of_limit
 from orchestrator.cli.rack_drawing import racks_svg
 from orchestrator.domain.errors import BadInput, Problem
 from orchestrator.domain.spec import ClusterSpec
 from orchestrator.domain.words import counted
-from orchestrator.planning.power_checks import draw_by_feed_w, kilowatts
+from orchestrator.planning.power_checks import draw_by_feed_w
 from orchestrator.planning.power_loss import feed_loads, power_report
 
 DRAWINGS = ("power.svg", "racks.svg")
@@ -79,7 +79,7 @@ def summary(path: Path, spec: ClusterSpec) -> str:
     """One line that says what the file declares and how loaded its feeds are."""
     count = totals(spec)
     draw_w = draw_by_feed_w(spec) if spec.power is None else {name: sum(load) for name, load in feed_loads(spec).items()}
-    feeds = ", ".join(f"feed {name} {kilowatts(w)} of {kilowatts(spec.feeds[name].limit_w)} kW" for name, w in draw_w.items())
+    feeds = ", ".join(f"feed {name} {of_limit(w, spec.feeds[name].limit_w)}" for name, w in draw_w.items())
     declared = f"{counted(count['nodes'], 'node')}, {counted(count['gpus'], 'GPU')}, {counted(count['racks'], 'rack')}"
     return f"{path} is valid: {declared}" + (f"; {feeds}" if feeds else "")
 

@@ -125,7 +125,7 @@ def test_the_power_tree_is_explained_and_drawn(tmp_path: Path) -> None:
     assert "      … and 24 more like it, up to su1-r25-pdu-a" in done.stdout
     assert "after the worst single loss 250 xe9680 must be capped at 8.4 of 11.0 kW each" in done.stdout
     titles = {
-        "power.svg": "ups su1-ups-a: 289.3 of 600.0 kW; 448.6 kW without B, 25% left",
+        "power.svg": "5 × ups su1-ups-a: 289.3 of 600.0 kW; 448.6 kW without B, 25% left",
         "racks.svg": "rack su1-r01: 22.0 of 24.0 kW",
     }
     for name, holds in titles.items():
