@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from orchestrator.execution.views import Views
 
 LISTEN_EVERY_S = 0.1
+NO_JOURNAL = "apply a spec first: `rackray apply SPEC`, or set RACKRAY_HOME"
 CELL_ACTIONS = (Action.CELL_OBSERVE, Action.RANK_START, Action.RANK_LOOK, Action.RANK_STOP)
 """Exchanges that go through the cell's own Ray; all others go through the management side."""
 
@@ -79,7 +80,9 @@ def open_views(folder: Path) -> "Views":
     with _home_in_words(folder):
         is_there = "RACKRAY_DATABASE_URL" in os.environ or (folder / "state.db").exists()
     if not is_there:
-        raise NotAsRequired(f"there is no journal in {folder}", "apply a spec first: `rackray apply SPEC`, or set RACKRAY_HOME")
+        near = next((home for home in (up / ".rackray" for up in folder.parent.parents) if (home / "state.db").exists()), None)
+        way_out = f"the nearest one is in {near}: run the command there, or set RACKRAY_HOME" if near else NO_JOURNAL
+        raise NotAsRequired(f"there is no journal in {folder}", way_out)
     return Views(open_journal(folder), folder)
 
 

@@ -64,7 +64,10 @@ def status(as_json: bool) -> None:
 @click.argument("settings", metavar="[KEY=VALUE]...", nargs=-1)
 @click.option("--heal", is_flag=True, help="Take the fault away instead.")
 def fault(name: str, fault_name: str, settings: tuple[str, ...], heal: bool) -> None:
-    """Give NODE a FAULT (gpu_row_remap_pending, bmc_silent, power_cut, ...), or heal it."""
+    """Give NODE a FAULT (gpu_row_remap_pending, bmc_silent, power_cut, ...), or heal it.
+
+    A name that no fault has shows all there are; the tables in orchestrator/lab/README.md say what each takes and does.
+    """
     arguments: dict[str, str | int | float] = {}
     for setting in settings:
         key, sign, value = setting.partition("=")

@@ -4,6 +4,7 @@ Machines belong to the event loop; boots run in worker threads; SSH connections 
 """
 
 import asyncio
+import difflib
 import json
 import logging
 import os
@@ -322,4 +323,6 @@ def _whole_numbers(arguments: Mapping[str, Any]) -> dict[str, int]:
 
 def _unknown(fault: str) -> LabError:
     known = sorted({*GPU_FAULTS, *NODE_FAULTS, *(kind.value for kind in SshFault), *MACHINE_FAULTS})
-    return LabError(f"no fault is called {fault!r}", hint=f"there are {', '.join(known)}")
+    close = difflib.get_close_matches(fault, known, n=2, cutoff=0.6)
+    meant = f"did you mean {' or '.join(close)}? " if close else ""
+    return LabError(f"no fault is called {fault!r}", hint=f"{meant}there are {', '.join(known)}")

@@ -77,3 +77,16 @@ def test_an_output_on_a_full_disk_is_a_sentence(words: list[str]) -> None:
         ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=PROJECT, timeout=60)
     assert ended.returncode == 1
     assert ended.stderr.startswith("the output cannot be written: No space left on device") and "Traceback" not in ended.stderr
+
+
+def test_in_the_wrong_folder_the_nearest_journal_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".rackray").mkdir()
+    (tmp_path / ".rackray" / "state.db").write_text("")
+    below = tmp_path / "playbooks" / "roles"
+    below.mkdir(parents=True)
+    monkeypatch.chdir(below)
+    monkeypatch.delenv("RACKRAY_HOME", raising=False)
+    assert run(["inventory", "--list"]) == 1
+    assert f"the nearest one is in {tmp_path}/.rackray: run the command there, or set RACKRAY_HOME" in capsys.readouterr().err

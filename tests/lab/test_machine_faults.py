@@ -1,5 +1,6 @@
 """Firmware updates of the simulated machine, and everything that can be wrong with it, in virtual time."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -280,3 +281,12 @@ def test_the_readme_names_every_fault_with_its_meaning_and_arguments() -> None:
     for name, kind in FAULTS.items():
         assert kind.meaning in rows[name]
         assert [argument for argument in kind.arguments if f"`{argument}`" not in rows[name]] == []
+
+
+def test_the_readme_tells_every_fault_with_its_arguments_and_meaning() -> None:
+    readme = (Path(__file__).parents[2] / "orchestrator" / "lab" / "README.md").read_text()
+    rows = {cells[0].strip(" `"): cells for line in readme.splitlines() if len(cells := line.strip("|").split("|")) == 3}
+    for name, kind in FAULTS.items():
+        _, arguments, meaning = rows[name]
+        assert re.findall(r"`(\w+)`", arguments) == list(kind.arguments), name
+        assert meaning.strip() == kind.meaning
