@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from orchestrator.planning.estimate import Range
 
 FILE = click.Path(path_type=Path, readable=False)
 """A path among the arguments. Whoever reads it says what is wrong with it, and the way out; click would only say that it is."""
+LEAST_ROOM = 24
+"""Letters that a broken column needs; with less, the terminal breaks the line."""
 STATE_COLOURS = {
     "ready": "green",
     "allocated": "cyan",
@@ -47,15 +51,26 @@ def time_range(left: Range | None) -> str:
 
 
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]], colour_column: int | None = None) -> None:
-    """A plain aligned table; the last column takes what is left of the line. States are coloured on a terminal."""
-    body = [[str(cell) for cell in row] for row in rows]
-    widths = [max([len(header), *(len(row[i]) for row in body)]) for i, header in enumerate(headers)]
-    click.echo("  ".join(header.upper().ljust(width) for header, width in zip(headers, widths, strict=True)).rstrip())
-    for row in body:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        if colour_column is not None and sys.stdout.isatty():
-            cells[colour_column] = click.style(cells[colour_column], fg=STATE_COLOURS.get(row[colour_column], "blue"))
+    """A plain aligned table. On a terminal states are coloured, and the last column is broken into what is left of the line."""
+    line_width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    header, *lines = table_lines(headers, [[str(cell) for cell in row] for row in rows], line_width)
+    click.echo("  ".join(header).rstrip())
+    for cells in lines:
+        if colour_column is not None and line_width is not None:
+            cells[colour_column] = click.style(cells[colour_column], fg=STATE_COLOURS.get(cells[colour_column].strip(), "blue"))
         click.echo("  ".join(cells).rstrip())
+
+
+def table_lines(headers: Sequence[str], rows: Sequence[Sequence[str]], line_width: int | None) -> list[list[str]]:
+    """The cells of each line of a table, padded. A last cell that does not fit into `line_width` goes on in lines of its own."""
+    widths = [max([len(header), *(len(row[i]) for row in rows)]) for i, header in enumerate(headers)]
+    room = (line_width or 0) - sum(width + 2 for width in widths[:-1])
+    lines = [[header.upper() for header in headers]]
+    for row in rows:
+        is_short = room < LEAST_ROOM or len(row[-1]) <= room
+        parts = [row[-1]] if is_short else textwrap.wrap(row[-1], room, break_on_hyphens=False) or [""]
+        lines += [[*row[:-1], parts[0]], *([""] * (len(row) - 1) + [part] for part in parts[1:])]
+    return [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -211,8 +211,9 @@ HEADERS = ("layout", "step s", "90% of runs", "tokens/s", "MFU", "GiB", "fits", 
 
 def _tell_run(best: Prediction, job: PlanJob) -> None:
     lost = ", ".join(f"{100 * share:.1f}% {_LOST[name]}" for name, share in best.lost.items())
+    steps = counted(job.steps, "step", "takes", "take")
     click.echo(
-        f"{job.steps} steps take {_span(best.run_s)} and {best.run_kwh:,.1f} kWh; {100 * best.goodput:.1f}% "
+        f"{steps} {_span(best.run_s)} and {best.run_kwh:,.1f} kWh; {100 * best.goodput:.1f}% "
         f"of the time is kept, {lost}, with a checkpoint every {best.checkpoint_every_s / 60:.0f} min"
     )
 

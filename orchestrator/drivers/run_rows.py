@@ -32,7 +32,8 @@ def read_run_rows(path: Path) -> tuple[RunRow, ...]:
                 )
             return tuple(_row(number, cells) for number, cells in enumerate(reader, start=2))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise BadInput(f"{path}: {error}", "give a CSV file with one run per line") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise BadInput(f"{path} cannot be read: {reason}", "give a CSV file with one run per line") from error
 
 
 def _row(line: int, cells: Mapping[str | None, str | list[str] | None]) -> RunRow:

@@ -10,7 +10,7 @@ import pytest
 from orchestrator.cli.main import run
 from orchestrator.cli.node import short
 from orchestrator.cli.nodes import chosen_from, folded
-from orchestrator.cli.output import write_whole
+from orchestrator.cli.output import table_lines, write_whole
 from orchestrator.domain.errors import BadInput
 from orchestrator.domain.words import counted
 
@@ -90,3 +90,23 @@ def test_in_the_wrong_folder_the_nearest_journal_is_named(
     monkeypatch.delenv("RACKRAY_HOME", raising=False)
     assert run(["inventory", "--list"]) == 1
     assert f"the nearest one is in {tmp_path}/.rackray: run the command there, or set RACKRAY_HOME" in capsys.readouterr().err
+
+
+def test_on_a_narrow_terminal_the_last_column_is_broken_between_words_and_stays_a_column() -> None:
+    rows = [
+        ("r01-n1", "quarantined", "GPU 1 has a row remap pending; drain the node and power-cycle it"),
+        ("r01-n2", "ready", ""),
+    ]
+    lines = ["  ".join(cells).rstrip() for cells in table_lines(("node", "state", "because"), rows, 60)]
+    assert lines == [
+        "NODE    STATE        BECAUSE",
+        "r01-n1  quarantined  GPU 1 has a row remap pending; drain",
+        "                     the node and power-cycle it",
+        "r01-n2  ready",
+    ]
+
+
+@pytest.mark.parametrize("line_width", [None, 30, 200])
+def test_a_table_is_not_broken_in_a_pipe_nor_where_there_is_room_nor_where_there_is_none_at_all(line_width: int | None) -> None:
+    rows = [("r01-n1", "quarantined", "GPU 1 has a row remap pending; drain the node and power-cycle it")]
+    assert len(table_lines(("node", "state", "because"), rows, line_width)) == 2
