@@ -1,7 +1,7 @@
 """`rackray node`: one node or a set of them."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import click
@@ -57,7 +57,7 @@ def _print_records(records: list[NodeRecord]) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask when it concerns more than one node.")
 def requalify(nodes: str, reason: str, yes: bool) -> int:
     """Quarantined NODES (or nodes in maintenance) prove everything again and return to service."""
-    return _ask("request.requalify", nodes, reason, yes, "Prove {nodes} again?", wanted=NodeState.READY)
+    return _ask("request.requalify", nodes, reason, yes, "Prove {nodes} again?", wanted=IN_SERVICE)
 
 
 @node.command()
@@ -66,7 +66,7 @@ def requalify(nodes: str, reason: str, yes: bool) -> int:
 @click.option("--yes", is_flag=True, help="Do not ask when it concerns more than one node.")
 def drain(nodes: str, reason: str, yes: bool) -> int:
     """Take ready NODES out of service, into maintenance."""
-    return _ask("request.drain", nodes, reason, yes, "Take {nodes} out of service?", wanted=NodeState.MAINTENANCE)
+    return _ask("request.drain", nodes, reason, yes, "Take {nodes} out of service?", wanted={NodeState.MAINTENANCE})
 
 
 @node.command()
@@ -126,7 +126,7 @@ def _until_settled(names: list[str]) -> int:
     return 0 if all(state.nodes[name].state in IN_SERVICE for name in names) else 1
 
 
-def _ask(kind: str, nodes: str, reason: str, yes: bool, question: str, wanted: NodeState) -> int:
+def _ask(kind: str, nodes: str, reason: str, yes: bool, question: str, wanted: Collection[NodeState]) -> int:
     views = wiring.open_views(wiring.home())
     names = chosen(nodes, views.state)
     if len(names) > 1 and not confirm(question.format(nodes=counted(len(names), "node")), yes):
@@ -137,7 +137,7 @@ def _ask(kind: str, nodes: str, reason: str, yes: bool, question: str, wanted: N
     for name in names:
         record = views.state.nodes[name]
         click.echo(f"{name} is {record.state}: {record.because}")
-    return 0 if all(views.state.nodes[name].state is wanted for name in names) else 1
+    return 0 if all(views.state.nodes[name].state in wanted for name in names) else 1
 
 
 def _carry_out(kind: str, data: dict[str, object], settled: Callable[[Views], bool]) -> str:

@@ -52,7 +52,8 @@ def line_for(event: Event) -> str:
     """One event of a run for people; empty for those that only matter to machines."""
     data = event.data
     if event.kind == "run.moved":
-        return f"{event.subject} {data['from']} → {data['to']}: {data['because']}"
+        way = data["to"] if data["from"] == data["to"] else f"{data['from']} → {data['to']}"
+        return f"{event.subject} {way}: {data['because']}"
     if event.kind == "run.placed":
         ranks = ", ".join(f"{rank} on {node}" for rank, node in data["ranks"][:8])
         more = f" and {len(data['ranks']) - 8} more" if len(data["ranks"]) > 8 else ""

@@ -235,7 +235,7 @@ def _persistence(gpu: Mapping[str, Any], sku: Sku, policy: HealthPolicy) -> Says
 
 
 F, W = Severity.FAILED, Severity.WARNING
-RESET_HINT = "drain the node and power-cycle it, then `rackray node requalify`"
+RESET_HINT = "once it is out of service, power-cycle it, then `rackray node requalify`"
 REPLACE_HINT = "open a case with the vendor: the GPU needs replacement"
 
 NODE_CHECKS: tuple[Check, ...] = (
