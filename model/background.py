@@ -55,6 +55,8 @@ class BackgroundFile:
 
     def _write(self, path: Path) -> None:
         try:
+            # Not there yet where the ranks do not share a disk; the manifest's writer then says so.
+            path.parent.mkdir(parents=True, exist_ok=True)
             save_file(self._buffers, path)
             sync_file(path)
             self._outcome = describe_file(path.parent, path.name)

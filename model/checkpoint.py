@@ -17,12 +17,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from model.background import BackgroundFile
 from model.contract import FileRecord, Manifest, RunSpec, write_manifest
 from model.engine import Engine
-from model.engine_ranks import from_rank_zero, to_rank_zero, wait_for_every_rank
+from model.engine_ranks import from_rank_zero, to_rank_zero
 from model.manifest import (
     ManifestError,
     check_files,
@@ -35,6 +35,8 @@ from model.manifest import (
 )
 from model.resumption import CheckpointError, Resumption, choose_resumption, manifest_for
 from model.state import STATE_NAME, Fragment, state_text, tensor_name
+
+_WAY_OUT: Final = "make room in checkpoint.directory, or name one that every rank may write, then resume"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,8 @@ class _Begun:
     draft: Path
     begun_s: float
     held_s: float = 0.0
+    state_text: str = ""
+    """Of `state.json`; rank 0 has it."""
 
 
 def rank_file_name(rank: int) -> str:
@@ -131,25 +135,32 @@ class Checkpoints:
         before = self.finish()
         begun_s = time.monotonic()
         draft = self._directory / f"{step_folder_name(step)}.draft"
-        if self._rank == 0:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            if self._fragments is None:
-                self._clear_leftovers()
-            draft.mkdir()
-        wait_for_every_rank()
-        draft.mkdir(parents=True, exist_ok=True)  # on a directory that is not shared; `_complete` then says so
+        # Told by rank 0, for whom the others would wait if it only raised.
+        if fault := from_rank_zero(self._make(draft) if self._rank == 0 else ""):
+            raise CheckpointError(fault)
         spans = engine.state.owned()
         if self._fragments is None:
             shares = to_rank_zero([span.fragment for span in spans])
             self._fragments = {rank_file_name(rank): share for rank, share in enumerate(shares)}
         tensors = {tensor_name(span.fragment.name, kind): t for span in spans for kind, t in span.tensors.items()}
         self._file.start(draft / rank_file_name(self._rank), tensors)
+        self._begun = _Begun(step, draft, begun_s)
         if self._rank == 0:
             notes = {**notes, "loss_scale": engine.state.loss_scale()}
-            text = state_text(self._fragments, adam_steps=engine.state.adam_steps(), notes=notes)
-            (draft / STATE_NAME).write_text(text, encoding="utf-8")
-        self._begun = _Begun(step, draft, begun_s, held_s=time.monotonic() - begun_s)
+            self._begun.state_text = state_text(self._fragments, adam_steps=engine.state.adam_steps(), notes=notes)
+        self._begun.held_s = time.monotonic() - begun_s
         return before
+
+    def _make(self, draft: Path) -> str:
+        """Makes the folder to write into; what is wrong where it cannot, or nothing."""
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            if self._fragments is None:
+                self._clear_leftovers()
+            draft.mkdir()
+        except OSError as error:
+            return f"{draft} cannot be made: {error}; {_WAY_OUT}"
+        return ""
 
     def poll(self, engine: Engine) -> Saved | None:
         """The save under way, if it has just become complete on every rank; to be asked after every step."""
@@ -184,8 +195,10 @@ class Checkpoints:
         if self._rank == 0:
             try:
                 size_bytes = self._publish(begun, records).size_bytes
-            except (CheckpointError, OSError) as error:
+            except CheckpointError as error:
                 size_bytes = str(error)
+            except OSError as error:
+                size_bytes = f"{begun.draft} could not be written: {error}; {_WAY_OUT}"
         size_bytes = from_rank_zero(size_bytes)
         if isinstance(size_bytes, str):
             raise CheckpointError(size_bytes)
@@ -194,7 +207,7 @@ class Checkpoints:
     def _publish(self, begun: _Begun, records: list[FileRecord | str]) -> Manifest:
         faults = [f"rank {rank}: {record}" for rank, record in enumerate(records) if isinstance(record, str)]
         if faults:
-            raise CheckpointError(f"{begun.draft} could not be written: {'; '.join(faults)}")
+            raise CheckpointError(f"{begun.draft} could not be written: {'; '.join(faults)}; {_WAY_OUT}")
         there = files_in(begun.draft)
         missing = [rank for rank in range(self._world_size) if rank_file_name(rank) not in there]
         if missing:
@@ -202,6 +215,7 @@ class Checkpoints:
                 f"{begun.draft} is not the same directory on every rank: rank 0 does not see the files of rank "
                 f"{', '.join(map(str, missing))}; put checkpoint.directory on storage that all ranks share"
             )
+        (begun.draft / STATE_NAME).write_text(begun.state_text, encoding="utf-8")
         sync_file(begun.draft / STATE_NAME)
         files = [describe_file(begun.draft, STATE_NAME), *(record for record in records if isinstance(record, FileRecord))]
         manifest = manifest_for(self._spec, step=begun.step, files=tuple(files))

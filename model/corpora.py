@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from model.contract import RunSpec
-from model.corpus import Corpus, is_prepared, open_corpus, prepare_corpus, prepared_folder
+from model.corpus import Corpus, DataError, is_prepared, open_corpus, prepare_corpus, prepared_folder
 from model.data import Batches
 from model.translation.batches import PairBatches
 from model.translation.corpus import (
@@ -27,14 +27,20 @@ def folder_of(spec: RunSpec) -> Path:
 
 def prepare(spec: RunSpec) -> AnyCorpus:
     """Opens the run's prepared text, making it first if it is not there.  Raises DataError."""
-    return prepare_parallel(spec) if spec.model.encoder_layers else prepare_corpus(spec)
+    try:
+        return prepare_parallel(spec) if spec.model.encoder_layers else prepare_corpus(spec)
+    except OSError as error:
+        raise DataError(
+            f"data.directory: {spec.data.directory} cannot be filled from {spec.data.corpus}: {error}; make room there, or name "
+            "a directory that this user may write"
+        ) from error
 
 
 def open_or_prepare(spec: RunSpec, folder: Path) -> AnyCorpus:
     """The prepared text at `folder`, if there is one; otherwise `prepare`.  Raises DataError."""
     if spec.model.encoder_layers:
-        return open_parallel(folder) if is_prepared_parallel(folder) else prepare_parallel(spec)
-    return open_corpus(folder) if is_prepared(folder) else prepare_corpus(spec)
+        return open_parallel(folder) if is_prepared_parallel(folder) else prepare(spec)
+    return open_corpus(folder) if is_prepared(folder) else prepare(spec)
 
 
 def batches_of(corpus: AnyCorpus, spec: RunSpec, replica: int) -> AnyBatches:

@@ -29,6 +29,7 @@ from model.tokens import SHARD_TOKENS, Tokens, TokenWriter
 END_OF_TEXT: Final = "<|endoftext|>"
 """Stands after every file; its id is 0."""
 _PREPARED: Final = "corpus.json"
+_TOKENIZER: Final = "tokenizer.json"
 _FORMAT: Final = 2
 _SKIPPED_FOLDERS: Final = frozenset(
     {"test", "tests", "idlelib", "encodings", "pydoc_data", "site-packages", "dist-packages", "__pycache__"}
@@ -90,11 +91,12 @@ class Corpus:
     folder: Path
 
     def notes(self) -> dict[str, str]:
-        """What a checkpoint keeps of this text."""
-        return {"digest": self.facts.digest}
+        """What a checkpoint keeps of this text, so that it is not continued with tokens of other meanings."""
+        vocabulary = (self.folder / _TOKENIZER).read_bytes()
+        return {"digest": self.facts.digest, "vocabulary_sha256": hashlib.sha256(vocabulary).hexdigest()}
 
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        return Tokenizer.from_file(str(self.folder / _TOKENIZER))
 
 
 def prepare_corpus(spec: RunSpec) -> Corpus:
@@ -192,7 +194,7 @@ def write_corpus(draft: Path, spec: RunSpec, files: list[TextFile], shard_tokens
         raise DataError(f"data.corpus: {spec.data.corpus} is too little text to hold any of it out; add files")
     draft.mkdir(parents=True)
     tokenizer = train_tokenizer(_sample(train), spec.model.vocabulary)
-    tokenizer.save(str(draft / "tokenizer.json"))
+    tokenizer.save(str(draft / _TOKENIZER))
     train_counts, train_bytes = _encode(tokenizer, train, TokenWriter(draft, "train", spec.model.vocabulary, shard_tokens))
     writer = TokenWriter(draft, "heldout", spec.model.vocabulary, shard_tokens)
     heldout_counts, heldout_bytes = _encode(tokenizer, heldout, writer)
@@ -277,7 +279,7 @@ def _publish(draft: Path, folder: Path) -> None:
 def _digest(folder: Path) -> str:
     """Over the tokenizer and the token files in the order of their names, without their boundaries."""
     digest = hashlib.sha256()
-    for path in (folder / "tokenizer.json", *sorted(folder.glob("train-*.bin")), *sorted(folder.glob("heldout-*.bin"))):
+    for path in (folder / _TOKENIZER, *sorted(folder.glob("train-*.bin")), *sorted(folder.glob("heldout-*.bin"))):
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)

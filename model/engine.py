@@ -30,6 +30,7 @@ from model.contract import RunSpec
 from model.data import MicroBatch
 from model.dropout import DropoutClock, Moment
 from model.encoder_decoder import loss_of, model_of, plans_of
+from model.engine_build import build_in_place
 from model.engine_config import clips_itself, deepspeed_config, parameter_groups, recipe_of
 from model.engine_state import EngineState, Place
 from model.engine_update import Losses, UpdateGate
@@ -55,10 +56,14 @@ class StepResult:
     """Clipping and norm belong to the pass before under ZeRO, the update and the gathering of weights to this."""
 
 
-def build_engine(spec: RunSpec) -> Engine:
-    """The engine for the run's layout; `join_ranks` comes first.  Collective: every rank calls it."""
+def build_engine(spec: RunSpec, *, is_drawn: bool = True) -> Engine:
+    """The engine for the run's layout; `join_ranks` comes first.  Collective: every rank calls it.
+
+    Weights that are not drawn are NaN until `restore`.
+    """
     grid = grid_of(spec.layout)
-    return StagedEngine(spec, grid) if spec.layout.pipeline > 1 else FlatEngine(spec, grid)
+    recipe = recipe_of(spec, grid.tensor_group, grid.sequence_group, is_drawn=is_drawn)
+    return StagedEngine(spec, grid, recipe) if spec.layout.pipeline > 1 else FlatEngine(spec, grid, recipe)
 
 
 class Engine(ABC):
@@ -186,9 +191,8 @@ class Engine(ABC):
 class FlatEngine(Engine):
     """All layers on every rank; ZeRO 0-3 over the replicas."""
 
-    def __init__(self, spec: RunSpec, grid: Grid) -> None:
-        recipe = recipe_of(spec, grid.tensor_group, grid.sequence_group)
-        super().__init__(spec, grid, recipe, model_of(recipe))
+    def __init__(self, spec: RunSpec, grid: Grid, recipe: Recipe) -> None:
+        super().__init__(spec, grid, recipe, build_in_place(lambda: model_of(recipe), spec, grid))
         if clips_itself(spec) and spec.layout.data * spec.layout.sequence == 1:
             # Nobody to average with: DeepSpeed would copy every gradient into a buffer and back again.
             self._deepspeed.enable_backward_allreduce = False
@@ -241,10 +245,14 @@ class FlatEngine(Engine):
 class StagedEngine(Engine):
     """Pipeline stages x replicas x tensor ranks, by DeepSpeed's pipeline engine."""
 
-    def __init__(self, spec: RunSpec, grid: Grid) -> None:
-        recipe = recipe_of(spec, grid.tensor_group, grid.sequence_group)
+    def __init__(self, spec: RunSpec, grid: Grid, recipe: Recipe) -> None:
         self._loss = loss_of(recipe)
-        self._stages = _Stages(
+        self._stages = build_in_place(lambda: self._make_stages(spec, grid, recipe), spec, grid)
+        self._stages.clock = recipe.clock
+        super().__init__(spec, grid, recipe, self._stages)
+
+    def _make_stages(self, spec: RunSpec, grid: Grid, recipe: Recipe) -> _Stages:
+        return _Stages(
             [_pipeline_spec(plan) for plan in plans_of(recipe)],
             topology=grid.topology,
             loss_fn=self._counted_loss,
@@ -254,8 +262,6 @@ class StagedEngine(Engine):
             # Pairs are padded to the longest of their micro-batch only.
             dynamic_shape=bool(spec.model.encoder_layers),
         )
-        self._stages.clock = recipe.clock
-        super().__init__(spec, grid, recipe, self._stages)
 
     def _counted_loss(self, logits_BTW: Tensor, labels: Any) -> Tensor:
         loss = self._loss(logits_BTW, labels)

@@ -15,11 +15,11 @@ from model.sequence_parallel import WHOLE, SequenceGroup
 from model.tensor_parallel import ALONE, TensorGroup
 
 
-def recipe_of(spec: RunSpec, group: TensorGroup = ALONE, sequence: SequenceGroup = WHOLE) -> Recipe:
-    """What the run's model is built from on a rank of these groups."""
+def recipe_of(spec: RunSpec, group: TensorGroup = ALONE, sequence: SequenceGroup = WHOLE, *, is_drawn: bool = True) -> Recipe:
+    """What the run's model is built from on a rank of these groups; not drawn where a checkpoint's values come instead."""
     return Recipe(
         shape=spec.model.shape(),
-        seed=spec.seed,
+        seed=spec.seed if is_drawn else None,
         dropout=spec.model.dropout,
         label_smoothing=spec.model.label_smoothing,
         recompute=Recompute(spec.activation_checkpointing),
@@ -45,10 +45,16 @@ def parameter_groups(module: nn.Module, spec: RunSpec) -> list[dict[str, Any]]:
     """Weight decay on matrices; none on biases and norms, which have one dimension."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": spec.optimizer.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for p in parameters if is_matrix(p)], "weight_decay": spec.optimizer.weight_decay},
+        {"params": [p for p in parameters if not is_matrix(p)], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def is_matrix(parameter: nn.Parameter) -> bool:
+    """Whether it has two dimensions or more; one that ZeRO-3 has partitioned is told by the shape it had."""
+    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return len(shape) >= 2
 
 
 def clips_itself(spec: RunSpec) -> bool:

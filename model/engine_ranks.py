@@ -123,7 +123,7 @@ def wait_for_every_rank() -> None:
 def from_rank_zero(value: Any) -> Any:
     """Rank 0's value on every rank.  Collective; for small things only, they are pickled."""
     box = [value]
-    dist.broadcast_object_list(box, src=0, device=_device())
+    dist.broadcast_object_list(box, src=0, device=this_device())
     return box[0]
 
 
@@ -141,5 +141,6 @@ def to_rank_zero(value: Any) -> list[Any]:
     return values or []
 
 
-def _device() -> torch.device:
+def this_device() -> torch.device:
+    """Where this rank computes: its GPU, or the CPU where there is none."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")

@@ -32,8 +32,8 @@ class Recipe:
     """Everything a layer is built from."""
 
     shape: TransformerShape
-    seed: int
-    """Of the first values and of the dropout masks."""
+    seed: int | None
+    """Of the first values; None where a checkpoint's will take their place."""
     dropout: float = 0.0
     label_smoothing: float = 0.0
     recompute: Recompute = Recompute.NONE

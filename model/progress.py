@@ -35,14 +35,19 @@ class Step(Protocol):
     def update_s(self) -> float: ...
 
 
+class ReportError(Exception):
+    """Progress or heartbeat cannot be written; the message says where and why."""
+
+
 class Reporter:
-    """One rank's progress file and heartbeat."""
+    """One rank's progress file and heartbeat.  Every method that writes raises ReportError where it cannot."""
 
     def __init__(self, spec: RunSpec, rank: int) -> None:
         self._spec, self._rank = spec, rank
-        Path(spec.output_directory).mkdir(parents=True, exist_ok=True)
         self._heartbeat = spec.heartbeat_path(rank)
-        self._file = _open_at_line_start(spec.progress_path(rank))
+        with self._errors():
+            Path(spec.output_directory).mkdir(parents=True, exist_ok=True)
+            self._file = _open_at_line_start(spec.progress_path(rank))
         self._flops_per_token = 3 * spec.model.shape().forward_flops_per_token(spec.batch.sequence_tokens)
         self._step = 0
         self._last_report_s: float | None = None
@@ -64,8 +69,9 @@ class Reporter:
             at=time.time(),
         )
         draft = self._heartbeat.with_name(f"{self._heartbeat.name}.draft")
-        draft.write_text(heartbeat.to_json() + "\n", encoding="utf-8")
-        draft.replace(self._heartbeat)
+        with self._errors():
+            draft.write_text(heartbeat.to_json() + "\n", encoding="utf-8")
+            draft.replace(self._heartbeat)
 
     def event(self, event: str, **detail: Any) -> None:
         """Writes an event at the current step; from rank 0 only, the others stay silent."""
@@ -127,11 +133,23 @@ class Reporter:
 
     def close(self) -> None:
         self.beat("ended")
-        self._file.close()
+        with self._errors():
+            self._file.close()
 
     def _write(self, line: str) -> None:
-        self._file.write(line + "\n")
-        self._file.flush()
+        with self._errors():
+            self._file.write(line + "\n")
+            self._file.flush()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ReportError(
+                f"output_directory {self._spec.output_directory} cannot be written: {error}; make room there, or "
+                "name a directory that this user may write on every rank's machine"
+            ) from error
 
 
 def furthest_step(spec: RunSpec) -> int:

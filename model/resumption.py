@@ -34,7 +34,7 @@ class Resumption:
         if self.choice is None:
             return {}
         now = manifest_for(spec, step=self.step, files=())
-        names = ("layout", "precision", "seed", "batch")
+        names = ("run_id", "layout", "precision", "seed", "batch")
         pairs = {name: [getattr(self.choice.manifest, name), getattr(now, name)] for name in names}
         return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
@@ -46,8 +46,9 @@ class Resumption:
 def choose_resumption(spec: RunSpec, check: Check | None = None) -> Resumption:
     """The newest complete checkpoint of a run that resumes; the beginning for any other and where there is none.
 
-    Any layout continues any other's checkpoint.  Raises CheckpointError where the checkpoint belongs to another model, and
-    where a run that starts from the beginning finds checkpoints: nothing is overwritten or continued by accident.
+    Any layout continues any other's checkpoint.  Raises CheckpointError where the checkpoint belongs to another model or is
+    beyond the run's last step, and where a run that starts from the beginning finds checkpoints: nothing is overwritten or
+    continued by accident.
     """
     directory = Path(spec.checkpoint.directory)
     if not spec.resume:
@@ -69,7 +70,26 @@ def choose_resumption(spec: RunSpec, check: Check | None = None) -> Resumption:
             f"{choice.folder} was written with {_said(then, others)}, this run has {_said(now, others)}; "
             "continue it with the same model, or start in another checkpoint.directory"
         )
+    if choice.manifest.step > spec.steps:
+        raise CheckpointError(
+            f"{choice.folder} is after step {choice.manifest.step}, and this run ends at step {spec.steps}; set steps to "
+            f"{choice.manifest.step} or more, or choose another checkpoint.directory"
+        )
     return Resumption(choice, choice.skipped)
+
+
+def changes_of_text(folder: Path, then: Mapping[str, str], now: Mapping[str, str]) -> dict[str, list[Any]]:
+    """What is otherwise in the text than what the checkpoint's writer noted of it, as `Resumption.changes` tells it.
+
+    Raises CheckpointError where the tokens have other meanings now, for the weights would be of no use.
+    """
+    key = "vocabulary_sha256"
+    if then.get(key, now[key]) != now[key]:
+        raise CheckpointError(
+            f"{folder} learnt tokens of another vocabulary ({then[key]:.12}, now {now[key]:.12}): the text of data.corpus has "
+            "changed since; bring it back, or start in another checkpoint.directory"
+        )
+    return {f"text.{name}": [then[name], now[name]] for name in then.keys() & now.keys() if then[name] != now[name]}
 
 
 def _said(model: Mapping[str, Any], names: list[str]) -> str:

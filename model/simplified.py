@@ -82,11 +82,8 @@ class ShapedAttention(nn.Module):
             "deviation": recipe.deviation,
             "group": group,
         }
-        self.qk = ColumnLinear(shape.d_model, outputs, name=f"block.{index}.attention.qk", **common)
-        with torch.no_grad():
-            queries, _, *values = self.qk.weight.chunk(len(outputs))
-            for zero in (queries, *values):
-                zero.zero_()
+        # Queries, keys and values; only keys begin drawn.
+        self.qk = ColumnLinear(shape.d_model, outputs, name=f"block.{index}.attention.qk", zero=(0, 2), **common)
         self.own_gain, self.softmax_gain, self.mean_gain = (
             shared_parameter(torch.ones(shape.heads), Shard(0, (shape.heads,)), group) for _ in range(3)
         )

@@ -8,6 +8,7 @@ Shapes: B sequences, T tokens, N = B·T, D model width, V vocabulary, W this ran
 
 from __future__ import annotations
 
+import math
 import zlib
 from dataclasses import dataclass
 from typing import Any, Final
@@ -55,13 +56,16 @@ def shards_of(module: nn.Module) -> dict[str, Shard]:
     return {name: p.tensor_shard for name, p in module.named_parameters() if hasattr(p, "tensor_shard")}
 
 
-def normal(size: tuple[int, ...], seed: int, name: str, deviation: float) -> Tensor:
+def normal(size: tuple[int, ...], seed: int | None, name: str, deviation: float) -> Tensor:
     """First values N(0, deviation²), drawn from the run's seed and the parameter's own name.
 
-    So a parameter starts the same in every layout, whichever rank builds it and in whatever order.
+    So a parameter starts the same in every layout, whichever rank builds it and in whatever order.  Without a seed, for a model
+    that is to take a checkpoint's values: NaN, so that one that got none cannot pass for trained.
     """
     if torch.get_default_device().type == "meta":
         return torch.empty(size)
+    if seed is None:
+        return torch.full(size, math.nan, device="cpu")
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
     return torch.empty(size, device="cpu").normal_(0.0, deviation, generator=generator)
 
@@ -81,12 +85,26 @@ class ColumnLinear(nn.Module):
     """xA + b with A's output columns split: (…, D) whole -> (…, outputs / ranks)."""
 
     def __init__(
-        self, inputs: int, outputs: tuple[int, ...], *, bias: bool, seed: int, name: str, deviation: float, group: TensorGroup
+        self,
+        inputs: int,
+        outputs: tuple[int, ...],
+        *,
+        bias: bool,
+        seed: int | None,
+        name: str,
+        deviation: float,
+        group: TensorGroup,
+        zero: tuple[int, ...] = (),
     ) -> None:
+        """`zero`: numbers of the parts of `outputs` whose columns begin as 0."""
         super().__init__()
         self.group = group
         shard = Shard(0, outputs)
-        self.weight = shared_parameter(normal((sum(outputs), inputs), seed, name, deviation), shard, group)
+        whole = normal((sum(outputs), inputs), seed, name, deviation)
+        for number, columns in enumerate(whole.split(outputs)):
+            if number in zero:
+                columns.zero_()
+        self.weight = shared_parameter(whole, shard, group)
         self.bias = shared_parameter(torch.zeros(sum(outputs)), shard, group) if bias else None
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -97,7 +115,7 @@ class RowLinear(nn.Module):
     """xA + b with A's input rows split: (…, inputs / ranks) -> (…, D) whole; the bias is added once, after the sum."""
 
     def __init__(
-        self, inputs: int, outputs: int, *, bias: bool, seed: int, name: str, deviation: float, group: TensorGroup
+        self, inputs: int, outputs: int, *, bias: bool, seed: int | None, name: str, deviation: float, group: TensorGroup
     ) -> None:
         super().__init__()
         self.group = group
@@ -114,7 +132,9 @@ class RowLinear(nn.Module):
 class VocabularyMatrix(nn.Module):
     """One vector per token, the tokens split over ranks: an embedding, a head, or both where they are tied."""
 
-    def __init__(self, vocabulary: int, d_model: int, *, seed: int, name: str, deviation: float, group: TensorGroup) -> None:
+    def __init__(
+        self, vocabulary: int, d_model: int, *, seed: int | None, name: str, deviation: float, group: TensorGroup
+    ) -> None:
         super().__init__()
         self.group = group
         self.first = -(-vocabulary // group.size) * group.rank

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from model.contract import ContractError, ExitCode, RunSpec
 from model.guard import Guard
-from model.progress import Reporter, furthest_step
+from model.progress import Reporter, ReportError, furthest_step
 from model.ranks import RankEnvironment
-from model.resumption import CheckpointError, Resumption
+from model.resumption import CheckpointError, Resumption, changes_of_text
 
 if TYPE_CHECKING:
     from model.checkpoint import Checkpoints, Saved
@@ -48,12 +48,18 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{path}: {problem}", file=sys.stderr)
         return ExitCode.BAD_RUN
     os.environ.update(ranks.as_environment())
-    report = Reporter(spec, ranks.rank)
-    report.beat("starting", 0)
     try:
-        return _run(spec, ranks, report, stop)
-    finally:
-        report.close()
+        report = Reporter(spec, ranks.rank)
+    except ReportError as error:
+        return _fail(ranks, error, ExitCode.BAD_RUN)
+    try:
+        try:
+            report.beat("starting", 0)
+            return _run(spec, ranks, report, stop)
+        finally:
+            report.close()
+    except ReportError as error:
+        return _fail(ranks, error, ExitCode.CRASHED)
 
 
 class StopRequest:
@@ -93,7 +99,7 @@ def _run(spec: RunSpec, ranks: RankEnvironment, report: Reporter, stop: StopRequ
             checkpoints = Checkpoints(spec, ranks.rank, ranks.world_size)
             resumption = checkpoints.find()
             report.beat("engine")
-            engine = build_engine(spec)
+            engine = build_engine(spec, is_drawn=resumption.choice is None)
             report.peak_tflops = engine.peak_tflops()
             outcome = train(spec, engine, corpus, checkpoints, resumption, report, stop)
             checkpoints.close()
@@ -163,10 +169,12 @@ def train(
 def _start(spec: RunSpec, engine: Engine, guard: Guard, corpus: AnyCorpus, resumption: Resumption, report: Reporter) -> None:
     """Loads the checkpoint, if there is one, and tells what this attempt begins with."""
     furthest = furthest_step(spec)
+    changes = resumption.changes(spec)
     if resumption.choice is not None:
         report.beat("resume", resumption.step)
-        guard.restore(engine.restore(resumption.choice.folder).get("guard", {}))
-    changes = resumption.changes(spec)
+        notes = engine.restore(resumption.choice.folder)
+        guard.restore(notes.get("guard", {}))
+        changes |= changes_of_text(resumption.choice.folder, notes.get("text", {}), corpus.notes())
     if "layout" in changes:
         then, now = changes["layout"]
         report.event("layout_changed", then=then, now=now, resumed_from=resumption.step)

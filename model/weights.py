@@ -65,7 +65,7 @@ def load_model(path: Path) -> Transformer:
     weights = open_weights(path)
     if weights.model.encoder_layers:
         raise CheckpointError(f"{weights.folder} holds an encoder-decoder, which does not continue a text; use model.translate")
-    model = Transformer(Recipe(weights.model.shape(), seed=0))
+    model = Transformer(Recipe(weights.model.shape(), seed=None))
     try:
         model.load_state_dict(dict(weights), strict=True)
     except RuntimeError as error:

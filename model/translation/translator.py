@@ -84,7 +84,7 @@ def load_translator(
         readers = [StateReader(folder) for folder, _ in chosen]
         for (folder, manifest), reader in zip(chosen, readers, strict=True):
             _check(spec, folder, manifest, reader, tokenizer)
-        model = EncoderDecoder(Recipe(shape, spec.seed))
+        model = EncoderDecoder(Recipe(shape, seed=None))
         load_average(model, readers)
     except CheckpointError as error:
         raise TranslationError(str(error)) from error

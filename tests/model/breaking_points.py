@@ -1,4 +1,4 @@
-"""Points at which a rank is to die by SIGKILL, as a power cut would take it; armed in the rank's own process.
+"""Points at which a rank is to die by SIGKILL, as a power cut would take it; armed in the rank's own process.  Some only watch.
 
 `arm("POINT")` takes effect at the second checkpoint of the run, so that there is one before it to fall back to;
 `arm("POINT@RANK")` on that rank alone.
@@ -6,21 +6,26 @@
 
 from __future__ import annotations
 
+import gc
+import json
 import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import torch
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from model import background, checkpoint, engine, guard, manifest
+from tests.benchmarks.model_memory import held_bytes
 
 
 def arm(name: str) -> None:
     point, _, rank = name.partition("@")
     if not rank or rank == os.environ["RANK"]:
-        {**POINTS, **MID_RUN, "a jump in step 3": _jump_in_step_3}[point]()
+        {**POINTS, **MID_RUN, **NO_DEATH}[point]()
 
 
 def die() -> None:
@@ -64,7 +69,7 @@ def _half_deleted(real: Callable[..., Any], self: Any, folder: Path) -> None:
 
 
 def _jump_in_step_3() -> None:
-    """Not a death: this rank alone finds that its third loss is a jump."""
+    """This rank alone finds that its third loss is a jump."""
     real, calls = guard.Guard.judge, []
 
     def judge(self: guard.Guard, loss: float, grad_norm: float) -> guard.Verdict:
@@ -76,6 +81,22 @@ def _jump_in_step_3() -> None:
     guard.Guard.judge = judge  # type: ignore[method-assign]
 
 
+def _watch_memory() -> None:
+    """Writes into the rank's directory what bytes of tensors it held at most while the model was built, and after that."""
+    held: list[int] = []
+    # What is there already is not looked at from here on: a look at a million objects takes a second.
+    gc.freeze()
+    register_module_parameter_registration_hook(lambda *_: held.append(held_bytes()))
+    real = deepspeed.initialize
+
+    def initialize(**named: Any) -> Any:
+        Path("building.json").write_text(json.dumps({"at_most": max(held), "at_last": held_bytes()}))
+        return real(**named)
+
+    deepspeed.initialize = initialize
+
+
+NO_DEATH: dict[str, Callable[[], None]] = {"a jump in step 3": _jump_in_step_3, "memory while building": _watch_memory}
 # The first save deletes nothing.
 MID_RUN: dict[str, Callable[[], None]] = {
     "before the first step": lambda: _second_time(engine.Engine, "train_step", _before, calls_before=0),
