@@ -7,6 +7,9 @@ Out:  in `output_directory`, `progress-RANK.jsonl` (rank 0: `ProgressLine` and `
       step timings) and `heartbeat-RANK` (`Heartbeat`, replaced whole at every step);
       in `checkpoint.directory`, `step-000123/` with a manifest (`model/manifest.py`, re-exported here).
 Exit: the codes in `ExitCode`.
+Environment: the five variables of `model/ranks.py`, and nothing else.  What differs from rank to rank or from attempt to attempt
+and does not change the numbers, such as a cap on a GPU's watts, is the launcher's (rackray sets RACKRAY_GPU_POWER_CAP_W) and not
+the run's: a RUN.json is one for all ranks, and the same after a move to other machines.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from model.manifest import (
     verify_manifest,
     write_manifest,
 )
-from model.run_rules import STANDARD_LIBRARY, nearest_multiples, problems_of
+from model.run_rules import STANDARD_LIBRARY, problems_of
 from model.shape import Activation, BlockKind, Family, Norm, Position, Sparse, TransformerShape, shape_of_family
 from model.strict_json import build, parse_object
 
@@ -61,15 +64,16 @@ class ExitCode(IntEnum):
     DONE = 0
     """All steps done, or a clean stop after SIGTERM with its checkpoint complete; the last event tells which."""
     CRASHED = 1
-    """Anything not listed here; the traceback is on stderr."""
+    """Anything not listed here, such as progress that can no longer be written; stderr tells what."""
     BAD_RUN = 2
-    """RUN.json or the rank environment is not acceptable; nothing was started."""
+    """RUN.json, the rank environment or `output_directory` is not acceptable; nothing was started."""
     NOT_A_NUMBER = 3
     """A loss or gradient norm was NaN or infinite; the step's update was not applied, no checkpoint of it is written."""
     BAD_CHECKPOINT = 4
-    """A checkpoint is there but cannot be continued (another model, a fresh run over an old one), or one could not be written."""
+    """A checkpoint is there but cannot be continued (another model or vocabulary, a fresh run over an old one, fewer steps than
+    it has), or one could not be written."""
     BAD_DATA = 5
-    """The corpus is missing, too small or not the same on every rank."""
+    """The corpus is missing, too small or not the same on every rank, or `data.directory` cannot be written."""
     PEER_LOST = 6
     """Another rank went away during a collective; look at that one first."""
     LOSS_SPIKE = 7
@@ -322,11 +326,11 @@ class RunSpec:
             sequence = f" x sequence {layout.sequence}" if layout.sequence > 1 else ""
             product = f"pipeline {layout.pipeline} x tensor {layout.tensor}{sequence} x data {layout.data} = {layout.ranks}"
             group = layout.pipeline * layout.tensor * layout.sequence
-            way_out = (
-                f"set layout.data to {world_size // group}, or start {layout.ranks} ranks"
-                if world_size % group == 0
-                else f"start {layout.ranks} ranks, or {nearest_multiples(world_size, group)} with another layout.data"
-            )
+            way_out = f"start {layout.ranks} ranks, or set layout.data to {world_size // group}"
+            if below := world_size % group:
+                others = [ranks for ranks in (world_size - below, world_size - below + group) if ranks not in (0, layout.ranks)]
+                choices = (f"{ranks} with layout.data {ranks // group}" for ranks in others)
+                way_out = ", or ".join([f"start {layout.ranks} ranks", *choices])
             raise ContractError((f"layout: {product} ranks, but {world_size} were started; {way_out}",))
 
     def lr_at(self, step: int) -> float:
@@ -376,8 +380,8 @@ class ProgressLine:
     heldout_loss: float | None = None
     """After this step, in nat per token, where it was evaluated."""
     mfu: float | None = None
-    """Counted FLOPs over what the ranks' GPUs could do at their peak (Chowdhery et al. 2022, appendix B); null where the
-    peak is not known, as on a CPU."""
+    """Counted FLOPs over what the ranks' GPUs could do at their data sheets' peak (Chowdhery et al. 2022, appendix B), a power
+    cap or not, so that runs compare; null where the peak is not known, as on a CPU."""
     phases_s: dict[str, float] = dataclasses.field(default_factory=dict)
     """Seconds of this rank since the line before: data, forward_backward, update, evaluate, and checkpoint, which is how long
     the training stood still for one."""

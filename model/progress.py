@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -81,6 +82,10 @@ class Reporter:
         """Writes an event about an earlier step."""
         if self._rank == 0:
             self._write(EventLine(event=event, step=step, at=time.time(), detail=detail).to_json())
+
+    def complain(self, sentence: str) -> None:
+        """Tells the operator on stderr why this rank is about to end."""
+        print(f"rank {self._rank}: {sentence}", file=sys.stderr)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 COLLECTIVE_TIMEOUT_S = 1800.0
 """How long a rank waits for the others before it gives up; hangs are found sooner, by the heartbeats."""
+_WAY_OUT = {
+    "nan": "Lower optimizer.lr or raise optimizer.warmup_steps, and resume; guard.on_nan: skip passes over single steps",
+    "spike": "Resume with guard.on_spike: skip or ignore, or with a lower optimizer.lr",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -140,6 +144,7 @@ def train(
             _tell_trouble(result, report)
         if result.verdict.is_end:
             _tell_saved(checkpoints.finish(), report)
+            report.complain(f"step {step}: {result.verdict.because}; not applied. {_WAY_OUT[result.verdict.trouble]}")
             return ExitCode.LOSS_SPIKE if result.verdict.trouble == "spike" else ExitCode.NOT_A_NUMBER
         last = step == spec.steps
         heldout = _evaluate(engine, batches, corpus, report) if last or _due(step, spec.evaluate_every_steps) else None
@@ -147,6 +152,7 @@ def train(
             # As text, for JSON has no NaN.
             report.event("nan", loss=str(result.loss), grad_norm=str(result.grad_norm), heldout_loss=str(heldout))
             _tell_saved(checkpoints.finish(), report)
+            report.complain(f"step {step}: the held-out loss is {heldout}. {_WAY_OUT['nan']}")
             return ExitCode.NOT_A_NUMBER
         if math.isfinite(result.loss) and math.isfinite(result.grad_norm):
             report.step(step, result, memory_bytes=engine.memory_bytes(), heldout_loss=heldout)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import resource
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -96,7 +97,13 @@ def _watch_memory() -> None:
     deepspeed.initialize = initialize
 
 
-NO_DEATH: dict[str, Callable[[], None]] = {"a jump in step 3": _jump_in_step_3, "memory while building": _watch_memory}
+NO_DEATH: dict[str, Callable[[], None]] = {
+    "a jump in step 3": _jump_in_step_3,
+    "memory while building": _watch_memory,
+    # As on a full disk, a write fails in the middle of a file.
+    "no room for a checkpoint": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+    "no room for the progress": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (400, 400)),
+}
 # The first save deletes nothing.
 MID_RUN: dict[str, Callable[[], None]] = {
     "before the first step": lambda: _second_time(engine.Engine, "train_step", _before, calls_before=0),

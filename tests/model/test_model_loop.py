@@ -18,7 +18,7 @@ from model.data import Batch
 from model.guard import Guard, Verdict
 from model.peak import peak_tflops
 from model.progress import Reporter
-from model.resumption import Resumption, manifest_for
+from model.resumption import CheckpointError, Resumption, manifest_for
 from model.tokens import Tokens
 from model.train import StopRequest, train
 
@@ -114,6 +114,8 @@ def run(
         digest="",
     )
     tokens = Tokens.of([np.arange(1000, dtype=np.uint16) % 512])
+    folder.mkdir(exist_ok=True)
+    (folder / "tokenizer.json").write_text("words")
     corpus = Corpus(facts, tokens, tokens, folder)
     report = Reporter(spec, 0)
     report.peak_tflops = peak_tflops
@@ -162,6 +164,15 @@ def test_a_resumed_run_judges_by_the_losses_before_it(tmp_path: Path) -> None:
     assert (spike.step, spike.detail["action"]) == (4, "stop")
 
 
+def test_a_checkpoint_of_another_vocabulary_is_not_continued(tmp_path: Path) -> None:
+    engine = FakeEngine()
+    engine.notes = {"text": {"vocabulary_sha256": "another"}}
+    choice = CheckpointChoice(tmp_path / "step-000003", manifest_for(tiny_spec(tmp_path / "run"), step=3, files=()), ())
+    with pytest.raises(CheckpointError, match="tokens of another vocabulary"):
+        run(tmp_path, engine, resumption=Resumption(choice, ()))
+    assert engine.done == ["load step-000003"]
+
+
 def test_evaluations_and_checkpoints_come_when_due_and_at_the_end(tmp_path: Path) -> None:
     engine = FakeEngine()
     code, lines = run(tmp_path, engine, evaluate_every_steps=2, checkpoint={"every_steps": 3})
@@ -175,10 +186,13 @@ def test_evaluations_and_checkpoints_come_when_due_and_at_the_end(tmp_path: Path
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_ends_the_run_without_a_checkpoint_of_it(tmp_path: Path, loss: float) -> None:
+def test_a_loss_that_is_no_number_ends_the_run_without_a_checkpoint_of_it(
+    tmp_path: Path, loss: float, capsys: pytest.CaptureFixture[str]
+) -> None:
     engine = FakeEngine({3: loss})
     code, lines = run(tmp_path, engine, checkpoint={"every_steps": 1})
     assert code is ExitCode.NOT_A_NUMBER
+    assert f"rank 0: step 3: loss {loss}, gradient norm 0.5; not applied. Lower optimizer.lr" in capsys.readouterr().err
     assert engine.done == ["step 1", "save 1", "step 2", "save 2", "step 3"]
     (nan,) = [line for line in lines if isinstance(line, EventLine) and line.event == "nan"]
     assert (nan.step, nan.detail["loss"], nan.detail["action"]) == (3, str(loss), "stop")

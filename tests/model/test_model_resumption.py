@@ -9,7 +9,7 @@ from training_launch import tiny_spec
 
 from model.contract import RunSpec, write_manifest
 from model.manifest import describe_file, files_in, step_folder_name
-from model.resumption import CheckpointError, choose_resumption, manifest_for
+from model.resumption import CheckpointError, changes_of_text, choose_resumption, manifest_for
 
 
 def a_spec(folder: Path, **changes: Any) -> RunSpec:
@@ -31,7 +31,7 @@ def test_a_run_without_checkpoints_begins_at_the_beginning(tmp_path: Path) -> No
 
 
 def test_the_newest_complete_checkpoint_is_taken_and_the_lost_steps_are_counted(tmp_path: Path) -> None:
-    spec = a_spec(tmp_path)
+    spec = a_spec(tmp_path, steps=20)
     for step in (5, 10):
         write_checkpoint(spec, step)
     assert choose_resumption(spec).step == 10
@@ -70,4 +70,24 @@ def test_another_layout_precision_or_batch_continues_and_what_changed_is_told(tm
 def test_more_steps_and_another_rate_may_continue_a_run(tmp_path: Path) -> None:
     spec = a_spec(tmp_path)
     write_checkpoint(spec, 5)
-    assert choose_resumption(replace(spec, steps=50, run_id="again")).step == 5
+    again = replace(spec, steps=50, run_id="again")
+    assert choose_resumption(again).step == 5
+    assert choose_resumption(again).changes(again) == {"run_id": ["run", "again"]}
+
+
+def test_a_run_that_ends_before_its_checkpoint_is_refused_and_one_that_ends_with_it_is_not(tmp_path: Path) -> None:
+    spec = a_spec(tmp_path)
+    write_checkpoint(spec, 5)
+    assert choose_resumption(replace(spec, steps=5)).step == 5
+    with pytest.raises(CheckpointError, match=r"after step 5, and this run ends at step 4; set steps to 5 or more"):
+        choose_resumption(replace(spec, steps=4))
+
+
+def test_another_text_is_told_and_another_vocabulary_is_refused(tmp_path: Path) -> None:
+    then = {"digest": "one", "vocabulary_sha256": "words"}
+    assert changes_of_text(tmp_path, then, then) == {}
+    assert changes_of_text(tmp_path, then, {**then, "digest": "two"}) == {"text.digest": ["one", "two"]}
+    # Written before this was noted.
+    assert changes_of_text(tmp_path, {}, then) == {}
+    with pytest.raises(CheckpointError, match=r"another vocabulary \(words, now other\)"):
+        changes_of_text(tmp_path, then, {**then, "vocabulary_sha256": "other"})
