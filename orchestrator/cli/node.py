@@ -81,8 +81,9 @@ def enroll(name: str, reason: str, yes: bool) -> None:
     click.echo(f"{only} presents {fingerprint}")
     if not confirm("Is this the fingerprint on the machine's console?", yes):
         raise NotAsRequired("no key was pinned")
-    answer = _carry_out("request.host_key", {"node": only, "ssh_host_key": key, "reason": reason}, lambda views: True)
-    click.echo(answer)
+    click.echo(
+        _accepted(_carry_out("request.host_key", {"node": only, "ssh_host_key": key, "reason": reason}, lambda views: True))
+    )
 
 
 @node.command()
@@ -95,10 +96,7 @@ def replace(name: str, serial: str, reason: str, yes: bool) -> int:
     (only,) = chosen(name, wiring.open_views(wiring.home()).state)
     if not confirm(f"Trust the machine with serial {serial} as {only} from now on?", yes):
         raise NotAsRequired("nothing was done")
-    answer = wiring.tell(wiring.home(), "request.replace", {"node": only, "serial": serial, "reason": reason})
-    if answer.startswith("refused"):
-        raise NotAsRequired(answer)
-    click.echo(answer)
+    click.echo(_accepted(wiring.tell(wiring.home(), "request.replace", {"node": only, "serial": serial, "reason": reason})))
     return _until_settled([only])
 
 
@@ -111,9 +109,16 @@ def retire(nodes: str, reason: str, yes: bool) -> int:
     names = chosen(nodes, wiring.open_views(wiring.home()).state)
     if len(names) > 1 and not confirm(f"Retire {len(names)} nodes for good?", yes):
         raise NotAsRequired("nothing was done")
-    click.echo(wiring.tell(wiring.home(), "request.retire", {"nodes": names, "reason": reason}))
+    click.echo(_accepted(wiring.tell(wiring.home(), "request.retire", {"nodes": names, "reason": reason})))
     state = wiring.open_views(wiring.home()).state
     return 0 if all(state.nodes[name].state is NodeState.RETIRED for name in names) else 1
+
+
+def _accepted(answer: str) -> str:
+    """`answer`, unless it refuses everything that was asked."""
+    if answer.startswith("refused"):
+        raise NotAsRequired(answer)
+    return answer
 
 
 def _until_settled(names: list[str]) -> int:
@@ -132,7 +137,7 @@ def _ask(kind: str, nodes: str, reason: str, yes: bool, question: str, wanted: C
     if len(names) > 1 and not confirm(question.format(nodes=counted(len(names), "node")), yes):
         raise NotAsRequired("nothing was done")
     answer = _carry_out(kind, {"nodes": names, "reason": reason}, lambda v: all(v.state.nodes[n].state in SETTLED for n in names))
-    click.echo(answer)
+    click.echo(_accepted(answer))
     views = wiring.open_views(wiring.home())
     for name in names:
         record = views.state.nodes[name]

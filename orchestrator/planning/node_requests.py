@@ -4,7 +4,7 @@ from orchestrator.domain.event import Event
 from orchestrator.domain.node import NodeState
 from orchestrator.domain.state import ClusterState
 from orchestrator.domain.words import counted
-from orchestrator.planning.rollout_requests import Answer, node_moved, prove_again, said_by, take_part
+from orchestrator.planning.rollout_requests import Answer, in_words, node_moved, prove_again, said_by, take_part
 
 OUT_OF_SERVICE = frozenset({NodeState.QUARANTINED, NodeState.SUSPECT, NodeState.MAINTENANCE})
 """States from which a person's word lets a node prove itself again."""
@@ -26,7 +26,7 @@ def requalify(request: Event, state: ClusterState) -> Answer:
             )
     events = [event for name in names for event in prove_again(name, state, said_by(request))]
     events += take_part(names, state, f"requalify ({said_by(request)})")
-    return events, "; ".join([f"{counted(len(names), 'node', 'proves itself again', 'prove themselves again')}", *refused])
+    return events, in_words(counted(len(names), "node", "proves itself again", "prove themselves again"), names, refused)
 
 
 def drain(request: Event, state: ClusterState) -> Answer:
@@ -45,8 +45,8 @@ def drain(request: Event, state: ClusterState) -> Answer:
             refused.append(f"{name} holds {record.run}: cancel or let it end first")
         else:
             refused.append(f"{name} is {record.state}, not in service")
-    drained = len({event.subject for event in events})
-    return events, "; ".join([f"{counted(drained, 'node')} in maintenance", *refused])
+    drained = {event.subject for event in events}
+    return events, in_words(f"{counted(len(drained), 'node')} in maintenance", drained, refused)
 
 
 def host_key(request: Event, state: ClusterState) -> Answer:
@@ -109,6 +109,6 @@ def retire(request: Event, state: ClusterState) -> Answer:
             events += to_quarantined + from_quarantined
         else:
             refused.append(f"{name} is {record.state}; take it out of service first: `rackray node drain {name}`")
-    retired = len({event.subject for event in events})
-    said = f"{counted(retired, 'node')} retired; nothing was sent to them: power, data and accounts are as they were"
-    return events, "; ".join([said, *refused])
+    retired = {event.subject for event in events}
+    said = f"{counted(len(retired), 'node')} retired; nothing was sent there: power, data and accounts are as they were"
+    return events, in_words(said, retired, refused)

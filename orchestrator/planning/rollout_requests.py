@@ -1,6 +1,6 @@
 """What people may say about the rollout that is going on: pause, resume, skip, retry, abort. Each has a reason."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from orchestrator.domain.event import CLUSTER, Event
 from orchestrator.domain.node import BRING_UP, SETTLED, NodeState
@@ -76,7 +76,7 @@ def skip(request: Event, state: ClusterState) -> Answer:
         else:
             names.append(name)
     events = [Event("rollout.skipped", CLUSTER, {"nodes": names, "because": said_by(request)})] if names else []
-    return events, "; ".join([f"{counted(len(names), 'node', 'is', 'are')} left out", *problems])
+    return events, in_words(f"{counted(len(names), 'node', 'is', 'are')} left out", names, problems)
 
 
 def abort(request: Event, state: ClusterState) -> Answer:
@@ -106,7 +106,14 @@ def retry(request: Event, state: ClusterState) -> Answer:
             names.append(name)
     events = [event for name in names for event in prove_again(name, state, said_by(request))]
     events += take_part(names, state, f"retry ({said_by(request)})")
-    return events, "; ".join([f"{counted(len(names), 'node', 'proves itself again', 'prove themselves again')}", *problems])
+    if not names and not problems:
+        return [], "nothing to retry: no node of this rollout is quarantined"
+    return events, in_words(counted(len(names), "node", "proves itself again", "prove themselves again"), names, problems)
+
+
+def in_words(said: str, done: Collection[str], refused: Sequence[str]) -> str:
+    """The answer: what was done, then what was refused; where nothing was done, only that."""
+    return "; ".join([said, *refused]) if done or not refused else f"refused: {'; '.join(refused)}"
 
 
 def prove_again(name: str, state: ClusterState, because: str) -> list[Event]:

@@ -74,3 +74,25 @@ def test_a_fresh_audit_does_not_pass_off_as_new_what_a_silent_bmc_said_before(
     assert asked == ["r01-n1", "r01-n2"], "nobody else is asked"
     assert run(["firmware", "audit", "r01-n1", "--fresh", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["nodes"][0]["name"] == "r01-n1"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["node", "retire", "r01-n1", "--reason", "x"], "refused: r01-n1 is ready; take it out of service first"),
+        (["node", "requalify", "r01-n1", "--reason", "x"], "refused: r01-n1 is ready; only quarantined and suspect nodes"),
+        (["node", "drain", "r02-n2", "--reason", "x"], "refused: r02-n2 is quarantined, not in service"),
+    ],
+)
+def test_what_is_refused_is_not_told_as_done_for_no_node(
+    site: Rehearsal, words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seq = site.journal.load().seq
+    assert run(words) == 1
+    assert says in capsys.readouterr().err
+    assert {event.kind for event in site.journal.events(seq)} <= {
+        f"request.{words[1]}",
+        "controller.took",
+        "controller.gave",
+        "request.handled",
+    }
