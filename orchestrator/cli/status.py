@@ -18,14 +18,20 @@ from orchestrator.planning.power_caps import PowerCap
 from orchestrator.planning.site import Site
 
 NOBODY = "no controller runs"
+MANY = 100
+"""More nodes than this are shown together."""
 
 
 @click.command()
 @click.argument("nodes", required=False, default="")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--listeners", is_flag=True, help="Show which of rackray's processes listen where on this host instead.")
-def status(nodes: str, as_json: bool, listeners: bool) -> None:
-    """Where the NODES (default: all) stand, why, and since when."""
+@click.option("--each", is_flag=True, help=f"A line for each node, also where they are more than {MANY}.")
+def status(nodes: str, as_json: bool, listeners: bool, each: bool) -> None:
+    """Where the NODES (default: all) stand, why, and since when.
+
+    Of many nodes, those in the same state for the same reason share a line, with the time of the one that is longest in it.
+    """
     if listeners:
         _listeners(as_json)
         return
@@ -37,7 +43,7 @@ def status(nodes: str, as_json: bool, listeners: bool) -> None:
     now_s = time.time()
     told = as_json_status(views, names)
     for title, key, counts in (("node", "nodes", "counts"), ("equipment", "equipment", "equipment_counts")):
-        rows = [(row["name"], row["state"], age(now_s - row["since"]), row["because"]) for row in told[key]]
+        rows = status_rows(told[key], now_s, together=not each and len(names) > MANY)
         if rows:
             print_table((title, "state", "since", "because"), rows, colour_column=1)
             click.echo()
@@ -51,6 +57,19 @@ def status(nodes: str, as_json: bool, listeners: bool) -> None:
     if holder == NOBODY:
         for line in left_standing(views.state):
             click.echo(f"  {line}", err=True)
+
+
+def status_rows(told: list[dict[str, Any]], now_s: float, together: bool) -> list[tuple[str, str, str, str]]:
+    """Name, state, age and reason of each; `together`: of all that share state and reason, in the order of the first."""
+    if not together:
+        return [(row["name"], row["state"], age(now_s - row["since"]), row["because"]) for row in told]
+    shared: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in told:
+        shared.setdefault((row["state"], row["because"]), []).append(row)
+    return [
+        (folded([row["name"] for row in rows]), state, age(now_s - min(row["since"] for row in rows)), because)
+        for (state, because), rows in shared.items()
+    ]
 
 
 def left_standing(state: ClusterState) -> Iterator[str]:

@@ -261,7 +261,8 @@ class Story:
 
     def _say(self, line: str, rule: bool = False) -> None:
         if rule:
-            print(f"\n── {line} " + "─" * max(0, 110 - len(line)), flush=True)
+            rule = "─" * (min(shutil.get_terminal_size((114, 24)).columns, 114) - len(line) - 4)
+            print(f"\n── {line} {rule}", flush=True)
         else:
             print(line, flush=True)
 

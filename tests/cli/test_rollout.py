@@ -104,8 +104,8 @@ def test_retiring_nodes_out_of_service(home: Path, capsys: pytest.CaptureFixture
     rehearsal = brought_up(home)
     code, out, _ = rackray(capsys, "node", "retire", "r02-n2", "--reason", "sold")
     assert code == 0 and "nothing was sent" in out
-    code, out, _ = rackray(capsys, "node", "retire", "r01-n1", "--reason", "sold")
-    assert code == 1 and "rackray node drain r01-n1" in out
+    code, _, err = rackray(capsys, "node", "retire", "r01-n1", "--reason", "sold")
+    assert code == 1 and "rackray node drain r01-n1" in err
     assert rehearsal.states()["r02-n2"] is NodeState.RETIRED
 
 
