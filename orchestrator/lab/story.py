@@ -261,8 +261,8 @@ class Story:
 
     def _say(self, line: str, rule: bool = False) -> None:
         if rule:
-            rule = "─" * (min(shutil.get_terminal_size((114, 24)).columns, 114) - len(line) - 4)
-            print(f"\n── {line} {rule}", flush=True)
+            dashes = "─" * (min(shutil.get_terminal_size((114, 24)).columns, 114) - len(line) - 4)
+            print(f"\n── {line} {dashes}", flush=True)
         else:
             print(line, flush=True)
 
