@@ -25,14 +25,24 @@ class RolloutView(LiveLines):
         super().__init__(asked)
         self._times = StageTimes()
         self._learned_seq = 0
+        self._silent: set[str] = set()
 
     def show(self, views: Views) -> None:
         """Called after every look at the journal."""
         for event in self.news(views):
-            line = line_for(event)
+            line = self._first_silence(event) or line_for(event)
             if line:
                 self.say(line)
         self.draw(lambda: _table(views, time.monotonic() - self.began_s, self._outlook(views)))
+
+    def _first_silence(self, event: Event) -> str:
+        """A node that does not answer is tried again and again; that is said once, until it gets on."""
+        if event.kind == "node.moved":
+            self._silent.discard(event.subject)
+        elif event.kind == "node.ended" and event.data["status"] == "unreachable" and event.subject not in self._silent:
+            self._silent.add(event.subject)
+            return f"{event.subject:<12}   {event.data['action']} unreachable: {event.data['reason']}; it is tried again"
+        return ""
 
     def _outlook(self, views: Views) -> str:
         """The time left and who is stuck, from the stage times the journal holds so far."""

@@ -97,7 +97,11 @@ def as_json_status(views: Views, names: list[str]) -> dict[str, Any]:
 
 
 def _row(record: NodeRecord, cap: PowerCap | None) -> dict[str, Any]:
-    row = {"name": record.name, "state": str(record.state), "since": record.since_s, "because": record.because}
+    because = record.because
+    if record.state in BRING_UP and record.last_problem:
+        tries = counted(record.failures + record.silences, "failed exchange")
+        because += f"; {tries} since: {record.last_problem}"
+    row = {"name": record.name, "state": str(record.state), "since": record.since_s, "because": because}
     row |= {"power_cap_w": round(cap.node_w), "gpu_power_cap_w": cap.gpu_w and round(cap.gpu_w)} if cap is not None else {}
     return {**row, "kind": record.kind} if record.is_equipment else row
 

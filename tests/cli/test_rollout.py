@@ -239,3 +239,17 @@ def test_a_plan_for_another_cluster_is_refused(home: Path, capsys: pytest.Captur
     code, out, err = rackray(capsys, "plan", str(SPECS / "example-32-dgx.yaml"), "--offline")
     assert (code, out) == (2, "")
     assert f"{home} belongs to cluster lab, the spec describes example" in err and "set RACKRAY_HOME" in err
+
+
+def test_a_node_that_does_not_answer_is_told_once_while_it_is_tried_and_status_says_why(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rehearsal = Rehearsal(home)
+    rehearsal.site.nodes["r01-n1"].machine.fault("bmc_gone", rehearsal.site.now_s)
+    rehearsal.journal.request(apply_request(rehearsal.spec))
+    rehearsal.run(lambda state: "r01-n1" in state.nodes and state.nodes["r01-n1"].silences >= 3)
+    RolloutView(0).show(wiring.open_views(home))
+    said = [line for line in capsys.readouterr().out.splitlines() if "unreachable" in line]
+    assert len(said) == 1 and "r01-n1" in said[0] and said[0].endswith("; it is tried again")
+    _, out, _ = rackray(capsys, "status", "r01-n1")
+    assert "named in the spec; 3 failed exchanges since: " in out
