@@ -128,7 +128,8 @@ class DoorProcess:
                 launch = self._prepare()
                 was_ready = self._run_once(launch)
             except (RackrayError, OSError, subprocess.SubprocessError) as error:
-                was_ready, self._problem = False, str(error)
+                way_out = f"; {error.hint}" if isinstance(error, RackrayError) and error.hint else ""
+                was_ready, self._problem = False, f"{error}{way_out}"
             except Exception as error:
                 # A fault of our own must not leave operations waiting at a door that nobody keeps.
                 log.exception("keeping the %s door", self.name)
@@ -137,7 +138,7 @@ class DoorProcess:
                 return
             failures = 1 if was_ready else failures + 1
             pause_s = PAUSES_S[min(failures, len(PAUSES_S)) - 1]
-            log.warning("the %s door is shut: %s; next try in %.1f s", self.name, self._problem, pause_s)
+            log.warning("the %s Ray is out of reach: %s; next try in %.1f s", self.name, self._problem, pause_s)
             with self._change:
                 self._change.wait_for(lambda: self._closing, timeout=pause_s)
 

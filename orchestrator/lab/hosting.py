@@ -165,7 +165,8 @@ class HostedLab:
         try:
             await service.start(spec.image_service_address, spec.image_service_port, context)
         except OSError as error:
-            raise LabError(f"the image service cannot listen on {spec.image_service_url}: {error.strerror}") from error
+            hint = "another lab may run on this machine: `rackray lab down`, with its RACKRAY_HOME, ends it"
+            raise LabError(f"the image service cannot listen on {spec.image_service_url}: {error.strerror}", hint) from error
         shares = runtime_shares(paths.shared)
         site = Site(
             image=image,

@@ -35,6 +35,8 @@ class FaultKind:
     arguments: Mapping[str, Argument] = field(default_factory=dict)
 
 
+NOUNS: Mapping[object, str] = {int: "whole number", float: "number"}
+"""What an argument that cannot be read was to be; every text can be read."""
 FOR_EVER_S = 1e12
 """Default length of a fault that only `heal` ends."""
 
@@ -148,7 +150,7 @@ def parse_fault(name: str, given: Mapping[str, object], now_s: float) -> Fault:
         try:
             arguments[key] = argument.read(str(value))
         except ValueError as error:
-            raise UnknownFault(f"fault {name}: {key}={value!r} is no {argument.read.__name__}") from error
+            raise UnknownFault(f"fault {name}: {key}={value!r} is no {NOUNS[argument.read]}") from error
     return Fault(name, now_s, MappingProxyType(arguments))
 
 

@@ -253,7 +253,7 @@ def test_the_event_log_tells_power_boot_and_updates_in_order() -> None:
     [
         ("flood", {}, "no fault is called 'flood'"),
         ("stale_firmware", {"part": "NIC1"}, "needs version="),
-        ("psu_failed", {"psu": "left"}, "psu='left' is no int"),
+        ("psu_failed", {"psu": "left"}, "psu='left' is no whole number"),
         ("psu_failed", {"psu": 7}, "power supplies 1 to 2, not 7"),
         ("reset_ignored", {"seconds": 3}, "takes no argument seconds"),
     ],
