@@ -206,5 +206,7 @@ def _block_mask(pattern: Pattern, tokens: int, device: torch.device) -> Any:
     def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return pattern.sees(query, key)
 
+    # Not compiled, it would first make the whole mask, tokens x tokens: 17 GB for 131,072.
+    make: Any = torch.compile(create_block_mask, dynamic=False) if device.type == "cuda" else create_block_mask
     with torch.inference_mode(False):
-        return create_block_mask(sees, None, None, tokens, tokens, device=str(device))
+        return make(sees, None, None, tokens, tokens, device=str(device))

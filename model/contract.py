@@ -230,7 +230,7 @@ class OptimizerSpec:
     final_share: float = 0.1
     """Share of `lr` that `cosine` and `linear` end at."""
     fused: bool = False
-    """DeepSpeed's fused Adam in place of torch's: needs a GPU, and is compiled on first use."""
+    """torch's fused Adam: one kernel for many parameters.  DeepSpeed's own is not used, for it must be compiled on every node."""
     offload: bool = False
     """Optimizer state and its update in the host's memory (ZeRO-Offload, Ren et al. 2021); needs ZeRO 1, 2 or 3."""
 

@@ -31,14 +31,9 @@ def recipe_of(spec: RunSpec, group: TensorGroup = ALONE, sequence: SequenceGroup
 
 def gpu_problems(spec: RunSpec) -> list[str]:
     """What the run asks for and this machine has no GPU for, each with the way out."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() or spec.precision != "fp16":
         return []
-    problems = []
-    if spec.precision == "fp16":
-        problems.append("precision: fp16 needs a GPU, and torch finds none here; bf16 or fp32 run on a CPU too")
-    if spec.optimizer.fused:
-        problems.append("optimizer.fused: the fused Adam needs a GPU, and torch finds none here; set it to false")
-    return problems
+    return ["precision: fp16 needs a GPU, and torch finds none here; bf16 or fp32 run on a CPU too"]
 
 
 def parameter_groups(module: nn.Module, spec: RunSpec) -> list[dict[str, Any]]:
@@ -92,15 +87,16 @@ def _optimizer(spec: RunSpec) -> dict[str, Any]:
     optimizer = spec.optimizer
     # torch_adam: the other Adams of DeepSpeed compile C++ or CUDA on first use.  An offloaded optimizer on a GPU's host
     # is worth that; on a machine without GPUs there is nothing to gain.
-    compiled = optimizer.fused or (optimizer.offload and torch.cuda.is_available())
+    is_compiled = optimizer.offload and torch.cuda.is_available()
     return {
         "type": "AdamW" if optimizer.kind == "adamw" else "Adam",
         "params": {
             "lr": optimizer.lr,
             "betas": list(optimizer.betas),
             "eps": optimizer.eps,
-            "torch_adam": not compiled,
+            "torch_adam": not is_compiled,
             # Without it DeepSpeed makes AdamW of "Adam".
             "adam_w_mode": optimizer.kind == "adamw",
+            **({"fused": True} if optimizer.fused else {}),
         },
     }

@@ -1,4 +1,7 @@
-"""What the engine does on GPUs only: NCCL, fp16, fused and offloaded Adam, memory and MFU in the progress lines."""
+"""What the engine does on GPUs only: NCCL, fp16, fused and offloaded Adam, memory and MFU in the progress lines.
+
+The offloaded Adam is DeepSpeed's own, which is compiled on first use and needs the CUDA toolkit.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import pytest
 import torch
 
@@ -75,21 +79,22 @@ def test_half_precision_learns_as_fp32_does(precision: str, zero: int, reference
     assert found[-1].loss == pytest.approx(reference[-1].loss, abs=0.3)
 
 
-@pytest.mark.parametrize("changes", [{"fused": True}, {"offload": True}], ids=str)
-def test_the_compiled_adams_make_the_updates_of_torchs(
-    changes: dict[str, bool], reference: list[ProgressLine], tmp_path: Path
-) -> None:
-    found = train(a_run(tmp_path / "run", optimizer=changes))
+@pytest.mark.parametrize("name", ["fused", "offload"])
+def test_the_other_adams_make_the_updates_of_the_plain_one(name: str, reference: list[ProgressLine], tmp_path: Path) -> None:
+    if name == "offload" and not deepspeed.ops.op_builder.CPUAdamBuilder().is_compatible():
+        pytest.skip("DeepSpeed cannot compile its Adam for the host here")
+    found = train(a_run(tmp_path / "run", optimizer={name: True}))
     assert [line.loss for line in found] == pytest.approx([line.loss for line in reference], rel=1e-3)
 
 
-@pytest.mark.parametrize("how", ["selective", "full"])
-def test_activation_checkpointing_needs_less_memory_and_changes_nothing(
-    how: str, reference: list[ProgressLine], tmp_path: Path
-) -> None:
-    found = train(a_run(tmp_path / "run", activation_checkpointing=how))
-    assert [line.loss for line in found] == pytest.approx([line.loss for line in reference], rel=1e-4)
-    assert found[-1].memory_bytes < reference[-1].memory_bytes
+def test_activation_checkpointing_needs_less_memory_and_changes_nothing(tmp_path: Path) -> None:
+    # Of many tokens at once, so that the peak is what the layers keep and not what the update needs.
+    batch = {"global_sequences": 64, "micro_sequences": 64}
+    runs = [a_run(tmp_path / how, batch=batch, activation_checkpointing=how) for how in ("none", "selective", "full")]
+    plain, selective, full = (train(spec) for spec in runs)
+    for found in (selective, full):
+        assert [line.loss for line in found] == pytest.approx([line.loss for line in plain], rel=1e-4)
+    assert full[-1].memory_bytes < selective[-1].memory_bytes < plain[-1].memory_bytes
 
 
 @pytest.mark.parametrize(

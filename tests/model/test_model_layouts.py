@@ -142,12 +142,14 @@ def test_an_optimizer_in_the_hosts_memory_makes_the_same_updates(singles: dict[s
     assert norms <= 1e-4
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [({"precision": "fp16"}, "precision: fp16 needs a GPU"), ({"optimizer": {"fused": True}}, "the fused Adam needs a GPU")],
-)
-def test_what_needs_a_gpu_is_refused_without_one(changes: dict[str, Any], words: str, start: Launcher, runs: Path) -> None:
-    launch = start(tiny_spec(runs / f"no-gpu-{next(iter(changes))}", **changes))
+@pytest.mark.slow
+def test_the_fused_adam_makes_the_same_updates(singles: dict[str, Launch], start: Launcher, runs: Path) -> None:
+    spec = tiny_spec(runs / "fused", layout={"data": 2, "zero": 3}, steps=STEPS, seed=SEED, optimizer={"fused": True})
+    assert max(difference(singles["plain"], finish(start(spec)))) <= TOLERANCE
+
+
+def test_fp16_is_refused_without_a_gpu(start: Launcher, runs: Path) -> None:
+    launch = start(tiny_spec(runs / "no-gpu", precision="fp16"))
     assert launch.wait() == [ExitCode.BAD_RUN]
-    assert words in launch.say()
+    assert "precision: fp16 needs a GPU" in launch.say()
     assert launch.steps() == []
