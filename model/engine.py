@@ -33,7 +33,7 @@ from model.encoder_decoder import loss_of, model_of, plans_of
 from model.engine_build import build_in_place
 from model.engine_config import clips_itself, deepspeed_config, parameter_groups, recipe_of
 from model.engine_state import EngineState, Place
-from model.engine_update import Losses, UpdateGate
+from model.engine_update import Losses, LossScale, UpdateGate
 from model.guard import Guard, Verdict
 from model.layers import Recipe
 from model.peak import peak_tflops
@@ -78,6 +78,7 @@ class Engine(ABC):
             mpu=grid.process_groups,
         )
         self._device = self._deepspeed.device
+        self._loss_scale = LossScale(self._deepspeed.optimizer)
         self._gate = UpdateGate(self._deepspeed.basic_optimizer, self._judge)
         self._losses = Losses(self._device)
         self._guard: Guard = Guard(spec.guard)
@@ -108,13 +109,14 @@ class Engine(ABC):
         moments = [Moment(step, index * self._spec.layout.data + self.replica) for index in range(len(batches))]
         self._guard, self._judged = guard, False
         self._losses.clear()
+        can_scale_less = self._loss_scale.can_fall
         begun_s = time.monotonic()
         self._gate.open(self._grad_norm)
         self._run(batches, moments)
         ended_s = time.monotonic()
         if not self._judged:
             # DeepSpeed itself found a norm that is no number and dropped the gradients.
-            self._judge_dropped()
+            self._judge_dropped(can_scale_less)
         updated_s = self._gate.reached_s or ended_s
         return StepResult(*self._seen, self._verdict, updated_s - begun_s, ended_s - updated_s)
 
@@ -128,9 +130,9 @@ class Engine(ABC):
             self._verdict = self._guard.overruled(*self._seen)
         return self._verdict.is_applied
 
-    def _judge_dropped(self) -> None:
-        if self._spec.precision == "fp16":
-            # The loss scale was too high; DeepSpeed lowers it and the run goes on.
+    def _judge_dropped(self, can_scale_less: bool) -> None:
+        if can_scale_less:
+            # The loss scale was too high; DeepSpeed has lowered it and the run goes on.
             self._seen = self._losses.mean(), math.inf
             self._verdict = Verdict("overflow", "the loss scale was too high for fp16", is_applied=False)
         else:

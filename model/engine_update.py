@@ -39,6 +39,22 @@ class Losses:
         return float(everywhere[0] / everywhere[1])
 
 
+class LossScale:
+    """fp16's factor on the loss, which DeepSpeed halves after a step whose gradients overflowed."""
+
+    def __init__(self, optimizer: Any) -> None:
+        scaler = getattr(optimizer, "loss_scaler", None)
+        self._scaler = scaler if getattr(scaler, "dynamic", False) else None
+        if self._scaler is not None:
+            # DeepSpeed would raise in the middle of a step, on its way to no exit code of ours.
+            self._scaler.raise_error_at_min_scale = False
+
+    @property
+    def can_fall(self) -> bool:
+        """Whether a smaller one is left to try; False at the least one, where an overflow means NaN, and in other precisions."""
+        return self._scaler is not None and self._scaler.cur_scale > self._scaler.min_scale
+
+
 class UpdateGate:
     """Asks once per step, when the update is about to be applied."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from training_launch import tiny_spec
 from model.engine_config import deepspeed_config, is_matrix
 from model.engine_ranks import deepspeed  # settles the accelerator first
 from model.engine_state import _SCALER_NUMBERS
+from model.engine_update import LossScale
 
 
 def read(folder: Path, **changes: Any) -> Any:
@@ -37,26 +39,27 @@ def test_fp16_scales_the_loss_dynamically_from_two_to_the_sixteenth(tmp_path: Pa
     assert found.float16_config.loss_scale_window == 1000
 
 
+def a_scaler(scale: float) -> Any:
+    numbers = {"init_scale": scale, "scale_window": 1000, "min_scale": 1, "delayed_shift": 1, "consecutive_hysteresis": False}
+    return deepspeed.runtime.fp16.loss_scaler.CreateLossScaler(torch.half, 0, True, numbers)
+
+
 def test_the_loss_scaler_has_the_numbers_that_a_checkpoint_keeps() -> None:
-    scaler = deepspeed.runtime.fp16.loss_scaler.CreateLossScaler(
-        torch.half,
-        static_loss_scale=0,
-        dynamic_scaling=True,
-        dynamic_loss_args={
-            "init_scale": 2**16,
-            "scale_window": 1000,
-            "min_scale": 1,
-            "delayed_shift": 2,
-            "consecutive_hysteresis": False,
-        },
-    )
+    scaler = a_scaler(2**16)
     assert scaler.dynamic
-    assert {name: getattr(scaler, name) for name in _SCALER_NUMBERS} == {
-        "cur_scale": 2**16,
-        "cur_iter": 0,
-        "last_overflow_iter": -1,
-        "cur_hysteresis": 2,
-    }
+    found = {name: getattr(scaler, name) for name in _SCALER_NUMBERS}
+    assert found == {"cur_scale": 2**16, "cur_iter": 0, "last_overflow_iter": -1, "cur_hysteresis": 1}
+
+
+def test_a_loss_scale_falls_to_its_least_and_an_overflow_there_is_left_to_the_guard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deepspeed.runtime.fp16.loss_scaler.dist, "get_rank", lambda: 1)
+    optimizer = SimpleNamespace(loss_scaler=a_scaler(2))
+    scale = LossScale(optimizer)
+    assert scale.can_fall
+    optimizer.loss_scaler.update_scale(overflow=True)
+    assert not scale.can_fall
+    optimizer.loss_scaler.update_scale(overflow=True)  # by itself DeepSpeed would raise here
+    assert not LossScale(SimpleNamespace()).can_fall
 
 
 def test_an_offloaded_optimizer_lies_in_the_hosts_memory(tmp_path: Path) -> None:
