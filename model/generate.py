@@ -21,9 +21,9 @@ from torch import Tensor
 from model.contract import ContractError, ExitCode, RunSpec
 from model.corpus import END_OF_TEXT, DataError, is_prepared, open_corpus, prepared_folder
 from model.kv_cache import KeyValueCache
-from model.resumption import CheckpointError
+from model.resumption import CheckpointError, changes_of_text
 from model.transformer import Transformer
-from model.weights import load_model
+from model.weights import Weights, model_with, open_weights
 
 Chooser = Callable[[Tensor], Tensor]
 """Logits of the next token (B, V) -> its id (B,)."""
@@ -57,8 +57,9 @@ def main(arguments: list[str] | None = None) -> int:
     given = _arguments(arguments)
     try:
         spec = RunSpec.from_json(given.run.read_text(encoding="utf-8"))
-        model = load_model(given.checkpoint or Path(spec.checkpoint.directory))
-        tokenizer = _tokenizer(spec, model)
+        weights = open_weights(given.checkpoint or Path(spec.checkpoint.directory))
+        model = model_with(weights)
+        tokenizer = _tokenizer(spec, weights)
     except (ContractError, CheckpointError, DataError, OSError, UnicodeDecodeError) as error:
         print(f"{given.run}: {error}", file=sys.stderr)
         return ExitCode.BAD_CHECKPOINT if isinstance(error, CheckpointError) else ExitCode.BAD_RUN
@@ -137,15 +138,17 @@ def chooser(temperature: float, top_p: float, seed: int) -> Chooser:
     return draw
 
 
-def _tokenizer(spec: RunSpec, model: Transformer) -> Tokenizer:
-    """The run's tokenizer, from its prepared corpus.  Raises DataError where that is gone or is not the model's."""
+def _tokenizer(spec: RunSpec, weights: Weights) -> Tokenizer:
+    """The run's tokenizer, from its prepared corpus.  Raises DataError where that is gone or has not as many tokens as the
+    model, and CheckpointError where they are others than those that the model learnt."""
     folder = prepared_folder(spec)
     if not is_prepared(folder):
         raise DataError(f"{folder} holds no prepared corpus, and the tokenizer is part of it; is data.directory right?")
     corpus = open_corpus(folder)
-    there, here = corpus.facts.vocabulary, model.recipe.shape.vocabulary
+    there, here = corpus.facts.vocabulary, weights.model.vocabulary
     if there != here:
         raise DataError(f"the tokenizer in {folder} has {there} tokens, the checkpoint's model {here}; they are not of one run")
+    changes_of_text(weights.folder, weights.reader.notes.get("text", {}), corpus.notes())
     return corpus.tokenizer()
 
 

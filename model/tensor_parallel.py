@@ -39,7 +39,7 @@ class Shard:
     """How a parameter is split over tensor ranks: along `dim`, each of its `parts` by itself.
 
     A fused matrix has several parts (queries, keys and values), so that each rank gets its heads of each.  Parts that do
-    not divide are split as torch.chunk does: the last rank has fewer.  Checkpoints read it (`model.state.Cut`).
+    not divide are split as torch.chunk does: the last rank has fewer.  Checkpoints keep it as a `model.cut.Cut`.
     """
 
     dim: int

@@ -62,7 +62,11 @@ def open_weights(path: Path) -> Weights:
 
 def load_model(path: Path) -> Transformer:
     """The decoder-only model of a checkpoint with its weights, in fp32 on the CPU, ready to evaluate.  Raises CheckpointError."""
-    weights = open_weights(path)
+    return model_with(open_weights(path))
+
+
+def model_with(weights: Weights) -> Transformer:
+    """`load_model` of a checkpoint that is open."""
     if weights.model.encoder_layers:
         raise CheckpointError(f"{weights.folder} holds an encoder-decoder, which does not continue a text; use model.translate")
     model = Transformer(Recipe(weights.model.shape(), seed=None))

@@ -134,3 +134,14 @@ def test_what_cannot_be_continued_is_refused_in_a_sentence(
     assert "damaged" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([run, "--top-p", "0"])
+
+
+def test_a_tokenizer_of_another_text_is_refused_and_not_used_to_write_nonsense(
+    trained: Launch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained.spec.data.directory, tmp_path / "data")
+    (tokenizer,) = (tmp_path / "data").glob("*bpe512*/tokenizer.json")
+    tokenizer.write_text(tokenizer.read_text() + " ")
+    path = run_file(trained, tmp_path, data={"corpus": "python-stdlib", "directory": str(tmp_path / "data")})
+    assert main([path, "--prompt", "import "]) == ExitCode.BAD_CHECKPOINT
+    assert "learnt tokens of another vocabulary" in capsys.readouterr().err
