@@ -17,7 +17,10 @@ SLOW_BYTES_S = 51e9
 """A node's network up to 400 Gbit/s (Omni-Path, older Ethernet) reaches less of its rate than InfiniBand at 800 Gbit/s and
 more."""
 BUCKET_PARAMETERS = 40e6
-"""Gradients are sent in pieces of at least so many (Megatron's and PyTorch's buckets are 25 to 100 MB)."""
+"""Gradients are sent in pieces of at least so many (Megatron's and PyTorch's buckets are 25 to 100 MB), and"""
+BUCKET_PARAMETERS_PER_RANK = 1e6
+"""at least so many per rank, so that a piece's share stays long beside its latency (Megatron-Core's
+`DistributedDataParallelConfig.bucket_size`)."""
 
 
 def collective_s(
@@ -84,7 +87,7 @@ def data_s(cases: Cases, k: Constants, parameters: Floats, micro_batches: Floats
     gathered parameters stay for the step, as torchtitan does it.
     """
     ranks = cases.dp * cases.cp
-    buckets = np.maximum(parameters / BUCKET_PARAMETERS, 1.0)
+    buckets = np.maximum(parameters / np.maximum(BUCKET_PARAMETERS, BUCKET_PARAMETERS_PER_RANK * ranks), 1.0)
     pieces = np.where(cases.zero >= 3, np.maximum(cases.layers / cases.pp, 1.0), buckets)
     gradient = collective_s(cases, k, parameters * k.gradient_wire_bytes, ranks, cases.tp, 1.0, pieces)
     weights = collective_s(cases, k, parameters * 2.0, ranks, cases.tp, 1.0, pieces)

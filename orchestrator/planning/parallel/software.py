@@ -119,11 +119,20 @@ SOFTWARES: tuple[Software, ...] = (
     Software(name="megatron-core", words=("megatron-core", "megatron core", "mcore", "megatron-lm"), fused_loss=True),
     Software(name="nemo", words=("nemo",)),
     Software(name="megatron", words=("megatron", "megascale", "primus"), fused_loss=True, constants_of="megatron-core"),
+    # Both recompute all unless told otherwise: Pax's SAVE_NOTHING, MaxText's `remat_policy: full`.
     Software(
-        name="xla",
-        words=("xla", "maxtext", "paxml", "jax", "levanter", "easylm", "flax", "axlearn", "t5x"),
+        name="paxml",
+        words=("paxml", "praxis", "pax "),
         zero_stages=(0, 1, 2, 3),
         default_zero=3,
+        default_recompute="full",
+    ),
+    Software(
+        name="xla",
+        words=("xla", "maxtext", "jax", "levanter", "easylm", "flax", "axlearn", "t5x"),
+        zero_stages=(0, 1, 2, 3),
+        default_zero=3,
+        default_recompute="full",
     ),
     Software(
         name="composer",
