@@ -16,7 +16,7 @@ from orchestrator.domain.run_row import RunRow
 from orchestrator.planning.parallel.cases import Floats
 from orchestrator.planning.parallel.constants import FABRICS, Constants, kinds_of, look_up
 from orchestrator.planning.parallel.fitting import Free, fit
-from orchestrator.planning.parallel.memory import with_recompute
+from orchestrator.planning.parallel.memory import as_memory_allows
 from orchestrator.planning.parallel.step_time import step_time
 from orchestrator.planning.parallel.study import study_of
 from orchestrator.planning.parallel.validation import FITTED, Tables, predict_rows
@@ -50,7 +50,7 @@ def calibrate(rows: Sequence[RunRow], tables: Tables = FITTED) -> Calibration:
             f"none of {len(rows)} runs can be used for calibration{why}",
             "give runs with a measured step time and a stated layout",
         )
-    cases, measured = with_recompute(study.cases.take(usable), tables.memory), study.step_s[usable]
+    cases, measured = as_memory_allows(study.cases.take(usable), tables.memory), study.step_s[usable]
     size = len(cases)
     families, softwares = (np.broadcast_to(np.array(keys), (size,)).tolist() for keys in (cases.families, cases.softwares))
     keys = sorted(set(zip(families, softwares, strict=True)))

@@ -40,7 +40,7 @@ class Case:
     cp: float
     zero: float
     micro: float
-    """Sequences per micro-batch and replica."""
+    """Sequences per micro-batch and replica; 0: as many as memory allows."""
     recompute: float
     """Code of RECOMPUTE; -1: whatever memory forces to."""
     selects: float

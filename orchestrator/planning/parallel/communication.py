@@ -48,8 +48,11 @@ def collective_s(
 
 def network_bytes_s(cases: Cases, k: Constants) -> Floats:
     """What collectives reach of one GPU's share of its node's network."""
-    slow = np.where(cases.network * cases.per_node <= SLOW_BYTES_S, k.slow_network, 1.0)
-    return cases.network * k.network_reach * slow
+    return cases.network * k.network_reach * _slow_share(cases, k)
+
+
+def _slow_share(cases: Cases, k: Constants) -> Floats:
+    return np.where(cases.network * cases.per_node <= SLOW_BYTES_S, k.slow_network, 1.0)
 
 
 def tensor_s(cases: Cases, k: Constants) -> Floats:
@@ -73,7 +76,8 @@ def boundary_s(cases: Cases, k: Constants) -> Floats:
     apart = cases.dp * cases.tp * cases.cp
     inside = apart * cases.pp <= cases.domain
     over_spine = np.minimum(apart / cases.leaf_gpus, 1.0)
-    far = size / (cases.network * k.boundary_reach * (1.0 - over_spine + over_spine * cases.spine_share))
+    share = 1.0 - over_spine + over_spine * cases.spine_share
+    far = size / (cases.network * k.boundary_reach * _slow_share(cases, k) * share)
     rate_s = np.where(inside, size / (cases.nvlink * k.nvlink_reach), far)
     late = np.where(inside, k.nvlink_alpha_s, k.boundary_alpha_s + SPINE_S * over_spine)
     return np.where(cases.pp > 1, rate_s + late, 0.0)
@@ -89,9 +93,10 @@ def data_s(cases: Cases, k: Constants, parameters: Floats, micro_batches: Floats
     ranks = cases.dp * cases.cp
     buckets = np.maximum(parameters / np.maximum(BUCKET_PARAMETERS, BUCKET_PARAMETERS_PER_RANK * ranks), 1.0)
     pieces = np.where(cases.zero >= 3, np.maximum(cases.layers / cases.pp, 1.0), buckets)
-    gradient = collective_s(cases, k, parameters * k.gradient_wire_bytes, ranks, cases.tp, 1.0, pieces)
+    wire = k.gradient_wire_bytes
+    gradient = collective_s(cases, k, parameters * wire, ranks, cases.tp, 1.0, pieces)
     weights = collective_s(cases, k, parameters * 2.0, ranks, cases.tp, 1.0, pieces)
-    whole = collective_s(cases, k, parameters * k.gradient_wire_bytes, ranks, cases.tp, 2.0, buckets)
+    whole = collective_s(cases, k, parameters * wire, ranks, cases.tp, 2.0, buckets)
     each = np.where(cases.pp > 1, 1.0, micro_batches)
     times = np.where(cases.zero >= 2, each, 1.0)
     gathers = np.where(cases.zero >= 3, np.where(cases.pp > 1, 1.0, 2.0 * each), 1.0)

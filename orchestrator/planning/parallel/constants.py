@@ -146,7 +146,7 @@ STARTS: Table = {
     "optimizer_bytes": {"": 36.0},
     "nvlink_reach": {"": 0.6},
     "nvlink_alpha_s": {"": 1.5e-5},
-    "network_reach": {"": 0.6},
+    "network_reach": {"": 0.7},
     "network_alpha_s": {"": 2e-5},
     "boundary_reach": {"": 0.7},
     "boundary_alpha_s": {"": 5e-5},

@@ -18,6 +18,8 @@ from orchestrator.planning.parallel.sizes import block_parameters, stages_of
 IN_FLIGHT = (1.0, 1.0, 2.0, 1.0, 0.5, 1.0 / 3.0)
 """By code of SCHEDULES: micro-batches kept by the first stage over those of 1F1B (Qi et al. 2024; 2024b)."""
 
+MOST_TOKENS = 16_384
+"""A micro-batch that a source leaves out is not taken to be longer: products of so many rows are as fast as they get."""
 ROOM = 0.93
 """Of a GPU's memory, the share that the upper end of a prediction may take when a layout is said to fit. The rest is for what
 steady
@@ -91,14 +93,29 @@ def memory_from(cases: Cases, m: MemoryConstants) -> Memory:
     return Memory(state, activations, buffers, allocated, reserved, reserved + m.context_bytes)
 
 
-def with_recompute(cases: Cases, table: Table) -> Cases:
-    """The same cases with code -1 of recomputation ("whatever memory forces to") replaced by the least that fits."""
+def as_memory_allows(cases: Cases, table: Table) -> Cases:
+    """The same cases with what a source leaves to memory decided: code -1 of recomputation becomes the least that fits, a
+    micro-batch of 0 the largest power of two that fits, divides the replica's batch and has at most MOST_TOKENS."""
+    cases = _with_recompute(cases, table)
+    open_ones = cases.micro <= 0
+    if not np.any(open_ones):
+        return cases
+    each = np.maximum(np.floor(cases.global_batch / cases.dp), 1.0)
+    micro = np.where(open_ones, 1.0, cases.micro)
+    for size in 2.0 ** np.arange(1, 8):
+        tried = cases.with_columns(micro=np.where(open_ones, size, cases.micro))
+        allowed = (each % size == 0) & (size * cases.seq / cases.cp <= MOST_TOKENS)
+        micro = np.where(open_ones & allowed & (memory_of(tried, table).device_bytes <= cases.memory), size, micro)
+    return cases.with_columns(micro=micro)
+
+
+def _with_recompute(cases: Cases, table: Table) -> Cases:
     open_ones = cases.recompute < 0
     if not np.any(open_ones):
         return cases
     chosen = np.full(len(cases), float(RECOMPUTE["full"]))
     for code in (RECOMPUTE["selective"], RECOMPUTE["none"]):
-        tried = cases.with_columns(recompute=np.full(len(cases), float(code)))
+        tried = cases.with_columns(recompute=np.full(len(cases), float(code)), micro=np.maximum(cases.micro, 1.0))
         chosen = np.where(memory_of(tried, table).device_bytes <= cases.memory, float(code), chosen)
     return cases.with_columns(recompute=np.where(open_ones, chosen, cases.recompute))
 

@@ -10,7 +10,7 @@ from orchestrator.planning.parallel.cases import Floats
 from orchestrator.planning.parallel.constants import Table, resolve
 from orchestrator.planning.parallel.intervals import quantiles_of
 from orchestrator.planning.parallel.leave_out import LeftOut, leave_out
-from orchestrator.planning.parallel.memory import with_recompute
+from orchestrator.planning.parallel.memory import as_memory_allows
 from orchestrator.planning.parallel.scoring import source_name
 from orchestrator.planning.parallel.step_time import step_time
 from orchestrator.planning.parallel.study import (
@@ -76,7 +76,7 @@ def refit(rows: Iterable[RunRow], ways: Sequence[str] = NEEDED) -> Refit:
     log_step = held_back_errors(study, memory, fold)
     left_out = {way: leave_out(study, memory, way) for way in dict.fromkeys((*NEEDED, *ways))}
     table = fit_step_time(study, memory).table
-    known = with_recompute(study.cases, memory)
+    known = as_memory_allows(study.cases, memory)
     errors = np.log(step_time(known, resolve(table, known)).total_s / study.step_s)
     surface = fit_surface(known, np.where(study.guessed, np.nan, errors))
     model, gpu, framework = (left_out[way].log_step for way in NEEDED)

@@ -13,6 +13,7 @@ from orchestrator.domain.layout import Layout, Recompute
 from orchestrator.domain.run_row import RunInputs
 from orchestrator.planning.parallel.cases import RECOMPUTE, SCHEDULES, SELECTS, Case
 from orchestrator.planning.parallel.gpus import find_gpu
+from orchestrator.planning.parallel.memory import MOST_TOKENS
 from orchestrator.planning.parallel.software import Software, optimizer_bytes, schedule_of, software_of
 from orchestrator.planning.parallel.spellings import is_dense, precision_code, recompute_word
 
@@ -111,7 +112,8 @@ def _filled(run: RunInputs) -> tuple[RunInputs, tuple[str, ...]]:
     if not batch and n_gpus:
         guessed.append("batch")
         pp = run.pp or 1
-        batch = max(1, n_gpus // ((run.tp or 1) * pp * (run.cp or 1))) * (run.micro_batch or 1) * (4 * pp if pp > 1 else 1)
+        micro = run.micro_batch or (1 if pp > 1 else max(1, MOST_TOKENS // (run.seq_len or MOST_TOKENS)))
+        batch = max(1, n_gpus // ((run.tp or 1) * pp * (run.cp or 1))) * micro * (4 * pp if pp > 1 else 1)
     if recompute_word(run.act_ckpt) is None:
         guessed.append("recomputation")
     return replace(run, n_gpus=n_gpus or None, layers=layers, hidden=hidden, heads=heads, global_batch=batch), tuple(guessed)
@@ -121,7 +123,8 @@ def _complete(run: RunInputs, software: Software, dp: int, guessed: tuple[str, .
     gpu, low = find_gpu(run.gpu), precision_code(run.precision)
     # Checked by `case_of`: every one of them is there.
     assert gpu and low is not None and run.hidden and run.heads and run.layers and run.seq_len and run.n_gpus and run.global_batch  # noqa: S101
-    micro = min(run.micro_batch or 1, -(-run.global_batch // dp))
+    # With a pipeline micro-batches are kept small for its bubble; without one they are as large as memory allows.
+    micro = min(run.micro_batch or (1 if (run.pp or 1) > 1 else 0), -(-run.global_batch // dp))
     recompute = recompute_word(run.act_ckpt) or software.default_recompute
     per_node = min(run.gpus_per_node or min(gpu.nvlink_domain, 8), run.n_gpus)
     of_node = run.gpus_per_node or min(gpu.nvlink_domain, 8)

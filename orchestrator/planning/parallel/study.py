@@ -13,7 +13,7 @@ from orchestrator.planning.parallel.cases import Cases, Floats, stack
 from orchestrator.planning.parallel.constants import MEMORY_STARTS, STARTS, Constants, Table, kinds_of, resolve
 from orchestrator.planning.parallel.fitting import Fit, fit
 from orchestrator.planning.parallel.free import free_constants, free_memory_constants
-from orchestrator.planning.parallel.memory import Memory, MemoryConstants, memory_from, memory_of, with_recompute
+from orchestrator.planning.parallel.memory import Memory, MemoryConstants, memory_from, memory_of, as_memory_allows
 from orchestrator.planning.parallel.rows import OutOfScope, RowCase, case_of
 from orchestrator.planning.parallel.sizes import model_parameters
 from orchestrator.planning.parallel.step_time import step_time
@@ -107,7 +107,7 @@ def fit_step_time(study: Study, memory_table: Table, chosen: NDArray[np.bool_] |
     """Constants of step time from the chosen rows (default: all) that have a measured time."""
     usable = np.isfinite(study.step_s) & ~study.guessed
     use = usable if chosen is None else chosen & usable
-    cases = with_recompute(study.cases.take(use), memory_table)
+    cases = as_memory_allows(study.cases.take(use), memory_table)
     measured = study.step_s[use]
 
     def errors(values: Mapping[str, Floats]) -> Floats:
@@ -136,7 +136,7 @@ def fit_memory(study: Study, chosen: NDArray[np.bool_] | None = None) -> Fit:
         (),
         study.guessed[use],
     )
-    known = with_recompute(part.cases, MEMORY_STARTS)
+    known = as_memory_allows(part.cases, MEMORY_STARTS)
 
     def errors(values: Mapping[str, Floats]) -> Floats:
         return np.log(_comparable(part.rows, memory_from(known, MemoryConstants(**values))) / part.memory_bytes)
@@ -159,7 +159,7 @@ def _comparable(rows: Sequence[RunRow], memory: Memory) -> Floats:
 # ---------------------------------------------------------------------- errors of rows that the fit did not see
 def held_back_errors(study: Study, memory_table: Table, fold: NDArray[np.intp]) -> Floats:
     """ln(predicted / measured) step time of every row, each predicted with constants fitted without its fold."""
-    cases = with_recompute(study.cases, memory_table)
+    cases = as_memory_allows(study.cases, memory_table)
     found = np.full(len(study), np.nan)
     for held in sorted(set(fold.tolist())):
         table = fit_step_time(study, memory_table, fold != held, rounds=10).table
@@ -176,7 +176,7 @@ def held_back_memory_errors(study: Study, fold: NDArray[np.intp]) -> Floats:
     found = np.full(len(study), np.nan)
     for held in sorted(set(fold.tolist())):
         table = fit_memory(study, fold != held).table
-        predicted = comparable_memory(study.rows, with_recompute(study.cases, table), table)
+        predicted = comparable_memory(study.rows, as_memory_allows(study.cases, table), table)
         found = np.where(fold == held, np.log(predicted / study.memory_bytes), found)
     return found
 

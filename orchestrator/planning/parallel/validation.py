@@ -13,7 +13,7 @@ from orchestrator.planning.parallel.fitted import MEMORY, STEP_TIME
 from orchestrator.planning.parallel.fitted_intervals import MEMORY_INTERVALS, STEP_TIME_INTERVALS
 from orchestrator.planning.parallel.fitted_surface import SURFACE
 from orchestrator.planning.parallel.intervals import Quantiles, ends
-from orchestrator.planning.parallel.memory import ROOM, memory_of, with_recompute
+from orchestrator.planning.parallel.memory import ROOM, memory_of, as_memory_allows
 from orchestrator.planning.parallel.scoring import Score, mean_error, rankings, share, source_name
 from orchestrator.planning.parallel.step_time import step_time
 from orchestrator.planning.parallel.study import Study, baseline_errors, comparable_memory, folds_of, study_of
@@ -57,7 +57,7 @@ class Predicted:
 
 def predict_rows(study: Study, tables: Tables = FITTED) -> Predicted:
     """Step time and memory of every row in scope."""
-    cases = with_recompute(study.cases, tables.memory)
+    cases = as_memory_allows(study.cases, tables.memory)
     low, high = ends(cases, tables.step_intervals, study.guessed)
     memory_low, memory_high = ends(cases, tables.memory_intervals, study.guessed)
     unsaid = np.array([row.inputs.act_ckpt is None for row in study.rows])
