@@ -16,7 +16,7 @@ from orchestrator.planning.parallel.fitting import Free
 EVERYWHERE: Mapping[str, float] = {
     **{"wave_power": 0.5, "inner_half": 0.7, "column_half": 0.7, "row_half": 0.7, "odd_cost": 0.7, "backward_matmul": 0.05},
     **{"selective_share": 0.5, "head_half": 0.5, "odd_head": 0.5, "odd_head_64": 0.7},
-    **{"end_fixed_s": 1.0, "backward_passes": 0.2, "gemm_4bit": 0.3},
+    **{"straggle": 0.7, "end_fixed_s": 1.0, "backward_passes": 0.2, "gemm_4bit": 0.3},
 }
 PER_GPU: Mapping[str, float] = {"gemm": 0.1, "nvlink_reach": 0.3, "flash_reach": 0.15}
 PER_SOFTWARE: Mapping[str, float] = {

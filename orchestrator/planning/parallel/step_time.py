@@ -39,6 +39,8 @@ class StepTime:
     """Waiting for other pipeline stages, their imbalance included."""
     data_s: Floats
     """Gradient and parameter exchange that is not hidden behind computing."""
+    straggler_s: Floats
+    """Waiting for the slowest of all GPUs: of N equal ones whose times scatter by s, it is s sqrt(2 ln N) behind the mean."""
     optimizer_s: Floats
 
     @property
@@ -48,7 +50,7 @@ class StepTime:
 
 TERMS = (
     *("matmul_s", "attention_s", "memory_bound_s", "recompute_s", "launch_s", "ends_s"),
-    *("tensor_s", "context_s", "boundary_s", "bubble_s", "data_s", "optimizer_s"),
+    *("tensor_s", "context_s", "boundary_s", "bubble_s", "data_s", "straggler_s", "optimizer_s"),
 )
 
 
@@ -70,6 +72,8 @@ def step_time(cases: Cases, k: Constants) -> StepTime:
     data = _exposed_data(cases, k, data_s(cases, k, stages.parameters, micro_batches), busy * layers)
     imbalance = steady * slowest - layers * held - mean_ends - send
     scale = k.pace
+    gpus = cases.dp * cases.tp * cases.pp * cases.cp
+    late = k.straggle * np.sqrt(2.0 * np.log(gpus)) * steady * slowest
     return StepTime(
         matmul_s=layer.matmul_s * layers * scale,
         attention_s=layer.attention_s * layers * scale,
@@ -82,6 +86,7 @@ def step_time(cases: Cases, k: Constants) -> StepTime:
         boundary_s=send * scale,
         bubble_s=(bubble + imbalance) * scale,
         data_s=data,
+        straggler_s=late * scale,
         optimizer_s=optimizer_s(cases, k, stages.parameters),
     )
 
