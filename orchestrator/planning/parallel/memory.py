@@ -158,7 +158,9 @@ def _stage(
     inner = 2.0 * tokens * cases.ffn / cases.tp
     some = np.choose(cases.selects.astype(np.intp), (each * m.selective_kept, core, each - inner))
     kept = np.where(full, boundary, m.activation_share * np.where(selective, some, each))
-    work = np.where(full, each * m.work_share, 0.0)
+    # Sequence parallelism gathers a block's input whole, and its gradient beside it.
+    whole = np.where((cases.sequence_parallel > 0) & (cases.tp > 1), 4.0 * tokens * cases.hidden, 0.0)
+    work = np.where(full, each * m.work_share, 0.0) + whole
     # With a pipeline, sharded parameters are gathered once a step and gradients stay whole until its end (2 + 4 bytes).
     gathered = np.where(
         cases.zero >= 3,
@@ -166,7 +168,16 @@ def _stage(
         0.0,
     )
     ends = np.where(at_end, m.logits_bytes * tokens * cases.vocab / cases.tp, 0.0)
-    return state_bytes(cases, m, parameters), kept * layers * flying, work + gathered + ends
+    flown = kept * layers * flying
+    return state_bytes(cases, m, parameters), flown, np.maximum(work + gathered + ends, _step_bytes(cases, parameters) - flown)
+
+
+def _step_bytes(cases: Cases, parameters: Floats) -> Floats:
+    """fp32 copies of 16-bit gradients while the optimizer steps, when activations are gone: DeepSpeed's ZeRO 1 and 2 and its
+    FP16_Optimizer cast the rank's own share whole."""
+    ranks = np.where(cases.zero >= 1, cases.dp * cases.cp, 1.0)
+    casts = (cases.low >= 0) & (cases.state_g < 4.0) & (cases.offload <= 0) & (cases.zero < 3)
+    return np.where(casts, 4.0 * parameters / ranks, 0.0)
 
 
 def _in_flight(cases: Cases, behind: int) -> Floats:

@@ -123,8 +123,10 @@ def _complete(run: RunInputs, software: Software, dp: int, guessed: tuple[str, .
     gpu, low = find_gpu(run.gpu), precision_code(run.precision)
     # Checked by `case_of`: every one of them is there.
     assert gpu and low is not None and run.hidden and run.heads and run.layers and run.seq_len and run.n_gpus and run.global_batch  # noqa: S101
+    pp, each = run.pp or 1, -(-run.global_batch // dp)
     # With a pipeline micro-batches are kept small for its bubble; without one they are as large as memory allows.
-    micro = min(run.micro_batch or (1 if (run.pp or 1) > 1 else 0), -(-run.global_batch // dp))
+    unsaid = 0 if pp == 1 else max(1, each // pp) if software.micro_batches_as_stages else 1
+    micro = min(run.micro_batch or unsaid, each)
     recompute = recompute_word(run.act_ckpt) or software.default_recompute
     per_node = min(run.gpus_per_node or min(gpu.nvlink_domain, 8), run.n_gpus)
     of_node = run.gpus_per_node or min(gpu.nvlink_domain, 8)
@@ -132,7 +134,6 @@ def _complete(run: RunInputs, software: Software, dp: int, guessed: tuple[str, .
     word = {0: "bf16", 1: "fp8", 2: "fp4", -1: "fp32"}[low]
     schedule = schedule_of(run.framework)
     zero = software.default_zero if run.zero_stage is None else run.zero_stage
-    pp = run.pp or 1
     case = Case(
         layers=run.layers,
         hidden=run.hidden,

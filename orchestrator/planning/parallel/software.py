@@ -49,6 +49,9 @@ class Software:
     precisions: tuple[str, ...] = ("fp32", "bf16", "fp16", "fp8", "fp4")
     fp32_copies: bool = False
     """Stages 1 and 2 keep a copy of fp32 parameters as masters too: DeepSpeed clones its partition whatever its type."""
+    micro_batches_as_stages: bool = False
+    """Where a source names no micro-batch, a step has as many micro-batches as pipeline stages (torchtitan's default);
+    otherwise one of a single sequence is assumed with a pipeline."""
     interleaves: bool = True
     """Where a source names no virtual stages, some are assumed."""
     selects: str = "core"
@@ -143,6 +146,7 @@ SOFTWARES: tuple[Software, ...] = (
     ),
     Software(
         name="torchtitan",
+        micro_batches_as_stages=True,
         words=("torchtitan",),
         pipeline_zero=(0, 1, 2, 3),
         offloads=False,
