@@ -130,7 +130,8 @@ def _table(name: str, table: Table) -> str:
     lines = [f"\n{name}: Table = {{"]
     for constant, row in table.items():
         lines.append(f'    "{constant}": {{')
-        lines += [f'        "{key}": {value:.4g},' for key, value in sorted(row.items())]
+        # A factor of 1 says nothing: a key that is not there means the same.
+        lines += [f'        "{key}": {value:.4g},' for key, value in sorted(row.items()) if not key or f"{value:.4g}" != "1"]
         lines.append("    },")
     return "\n".join([*lines, "}", ""])
 

@@ -13,7 +13,7 @@ from orchestrator.planning.parallel.cases import Cases, Floats, stack
 from orchestrator.planning.parallel.constants import MEMORY_STARTS, STARTS, Constants, Table, kinds_of, resolve
 from orchestrator.planning.parallel.fitting import Fit, fit
 from orchestrator.planning.parallel.free import free_constants, free_memory_constants
-from orchestrator.planning.parallel.memory import Memory, MemoryConstants, memory_from, memory_of, as_memory_allows
+from orchestrator.planning.parallel.memory import Memory, MemoryConstants, as_memory_allows, memory_from, memory_of
 from orchestrator.planning.parallel.rows import OutOfScope, RowCase, case_of
 from orchestrator.planning.parallel.sizes import model_parameters
 from orchestrator.planning.parallel.step_time import step_time

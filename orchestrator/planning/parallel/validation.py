@@ -13,7 +13,7 @@ from orchestrator.planning.parallel.fitted import MEMORY, STEP_TIME
 from orchestrator.planning.parallel.fitted_intervals import MEMORY_INTERVALS, STEP_TIME_INTERVALS
 from orchestrator.planning.parallel.fitted_surface import SURFACE
 from orchestrator.planning.parallel.intervals import Quantiles, ends
-from orchestrator.planning.parallel.memory import ROOM, memory_of, as_memory_allows
+from orchestrator.planning.parallel.memory import ROOM, as_memory_allows, memory_of
 from orchestrator.planning.parallel.scoring import Score, mean_error, rankings, share, source_name
 from orchestrator.planning.parallel.step_time import step_time
 from orchestrator.planning.parallel.study import Study, baseline_errors, comparable_memory, folds_of, study_of
