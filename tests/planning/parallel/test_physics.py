@@ -1,0 +1,127 @@
+"""What the terms know of frameworks and hardware: each of these was missing once, and strangers were predicted worse for it."""
+
+import numpy as np
+import pytest
+
+from orchestrator.planning.parallel.cases import Cases
+from orchestrator.planning.parallel.communication import boundary_s, data_s
+from orchestrator.planning.parallel.constants import STARTS, resolve
+from orchestrator.planning.parallel.fitted import MEMORY, STEP_TIME
+from orchestrator.planning.parallel.memory import MOST_TOKENS, as_memory_allows, memory_of
+from orchestrator.planning.parallel.software import software_of
+from orchestrator.planning.parallel.step_time import step_time
+from orchestrator.planning.parallel.validation import validate
+from tests.planning.parallel.test_rows_and_scores import a_row, study_of
+
+KORTHIKANTI = (
+    # layers, width, heads, GPUs, pipeline, virtual stages, micro-batch, batch, recomputation, seconds
+    (48, 6144, 64, 8, 1, 1, 4, 4, "full", 1.42),
+    (48, 6144, 64, 8, 1, 1, 4, 4, "selective", 1.10),
+    (96, 12288, 96, 64, 8, 3, 1, 64, "full", 18.13),
+    (96, 12288, 96, 64, 8, 3, 1, 64, "selective", 13.75),
+    (105, 20480, 128, 280, 35, 3, 1, 280, "full", 49.05),
+    (105, 20480, 128, 280, 35, 3, 1, 280, "selective", 37.83),
+    (128, 25600, 160, 512, 64, 1, 1, 512, "full", 94.42),
+    (128, 25600, 160, 512, 64, 1, 1, 512, "selective", 71.49),
+)
+"""Korthikanti et al. 2022, table 5; the same numbers stand in Calculon's `validation.py`. They are in no fit."""
+
+
+def a_case(**changed: object) -> Cases:
+    return as_memory_allows(study_of([a_row(**changed)]).cases, MEMORY)
+
+
+def total_s(case: Cases) -> float:
+    return float(np.broadcast_to(step_time(case, resolve(STEP_TIME, case)).total_s, (1,))[0])
+
+
+def test_step_times_of_korthikanti_are_met_without_having_been_fitted() -> None:
+    rows = [
+        a_row(
+            **{"step_s": step_s, "name": f"{layers}-{recompute}", "gpu": "A100-80G", "framework": "Megatron-LM 2022"},
+            **{"layers": layers, "hidden": hidden, "heads": heads, "kv_heads": heads, "ffn_hidden": 4 * hidden, "vocab": 51_200},
+            **{"seq_len": 2048, "gated_mlp": False, "n_gpus": gpus, "dp": 1, "tp": 8, "pp": pp, "vpp": vpp},
+            **{"micro_batch": micro, "global_batch": batch, "act_ckpt": recompute},
+        )
+        for layers, hidden, heads, gpus, pp, vpp, micro, batch, recompute, step_s in KORTHIKANTI
+    ]
+    score = validate(rows).scores[-1]
+    assert score.step_rows == len(KORTHIKANTI)
+    assert score.step_error_mean is not None and score.step_error_p90 is not None
+    assert score.step_error_mean < 0.05
+    assert score.step_error_p90 < 0.10
+
+
+def test_a_micro_batch_that_is_not_said_is_what_memory_allows() -> None:
+    alone = {"pp": 1, "micro_batch": None, "framework": "FSDP", "seq_len": 2048, "global_batch": 128}
+    roomy, full = a_case(**alone), a_case(**alone, layers=80, hidden=8192, heads=64, ffn_hidden=28_672)
+    assert 1 < roomy.micro[0] <= MOST_TOKENS / 2048
+    assert full.micro[0] < roomy.micro[0]
+    assert memory_of(roomy, MEMORY).device_bytes[0] <= roomy.memory[0]
+    # 16 sequences a replica: a micro-batch divides them.
+    assert 16 % roomy.micro[0] == 0
+    assert a_case(**alone | {"micro_batch": 2}).micro[0] == 2
+
+
+@pytest.mark.parametrize(("framework", "micro"), [("NeMo", 1.0), ("torchtitan", 8.0)])
+def test_with_a_pipeline_it_is_one_sequence_or_what_the_framework_makes_of_the_stages(framework: str, micro: float) -> None:
+    piped = a_case(framework=framework, n_gpus=64, pp=4, tp=1, global_batch=512, micro_batch=None)
+    assert piped.dp[0] == 16
+    assert piped.micro[0] == micro
+
+
+def test_jaxs_trainers_are_two_families_that_recompute_all() -> None:
+    assert [software_of(name).name for name in ("PaxML (XLA)", "MaxText (XLA)", "JAX")] == ["paxml", "xla", "xla"]
+    assert a_case(framework="MaxText").recompute[0] == a_case(framework="PaxML").recompute[0] == 2
+
+
+def test_flash_attention_2_is_slow_on_hopper_and_as_fast_as_any_on_ampere() -> None:
+    def reach(gpu: str, framework: str) -> float:
+        case = a_case(gpu=gpu, framework=framework)
+        return float(resolve(STARTS, case).flash_reach[0])
+
+    assert reach("H100-80G", "nanotron") == pytest.approx(0.5 * reach("H100-80G", "Megatron-Core"))
+    assert reach("A100-80G", "nanotron") == pytest.approx(reach("A100-80G", "Megatron-Core"))
+
+
+def test_a_step_waits_for_the_slowest_of_all_gpus() -> None:
+    waits = []
+    for replicas in (1, 16, 256):
+        case = a_case(n_gpus=8 * replicas, global_batch=128 * replicas)
+        step = step_time(case, resolve(STEP_TIME, case))
+        waits.append(float(np.broadcast_to(step.straggler_s, (1,))[0]))
+    assert 0 < waits[0] < waits[1] < waits[2] < 3.0 * waits[0]
+    alone = a_case(n_gpus=1, global_batch=1)
+    assert float(step_time(alone, resolve(STEP_TIME, alone)).straggler_s[0]) == 0
+
+
+def test_sends_between_stages_feel_a_slow_network_beyond_its_rate() -> None:
+    fast = a_case(framework="Megatron-DeepSpeed", n_gpus=64, pp=8, tp=8)
+    half = fast.columns["network"] / 2.0
+    slow = fast.with_columns(network=np.minimum(half, 50e9 / fast.per_node))
+    k = resolve(STEP_TIME, fast)
+    assert boundary_s(slow, k)[0] > 2.0 * boundary_s(fast, k)[0]
+
+
+def test_buckets_of_gradients_grow_with_the_ranks_that_share_them() -> None:
+    def latency_s(replicas: int) -> float:
+        case = a_case(n_gpus=replicas, tp=1, dp=replicas, zero_stage=1, global_batch=replicas)
+        k = resolve(STEP_TIME, case)
+        return float(data_s(case, k, np.array([8e9]), np.ones(1))[0])
+
+    # 200 buckets of 40 million, each around a ring of 512 nodes, would take seconds of latency alone.
+    assert latency_s(4096) < 1.5 * latency_s(1024)
+
+
+def test_deepspeed_casts_its_share_of_16_bit_gradients_when_it_steps() -> None:
+    def bytes_per_parameter(replicas: int) -> float:
+        case = a_case(
+            **{"framework": "Megatron-DeepSpeed", "gpu": "A100-80G", "precision": "fp16", "act_ckpt": "full", "zero_stage": 1},
+            **{"n_gpus": 8 * replicas, "dp": replicas, "tp": 8, "seq_len": 128, "global_batch": 128 * replicas},
+        )
+        memory, parameters = memory_of(case, MEMORY), 8.03e9 / 8
+        return float(memory.allocated_bytes[0]) / parameters
+
+    # 2 + 2 + 12 of state and 4 of fp32 gradients; of the last two every rank has its share.
+    assert bytes_per_parameter(1) == pytest.approx(20.0, rel=0.05)
+    assert bytes_per_parameter(1) - bytes_per_parameter(4) > 11.0
