@@ -37,7 +37,7 @@ def coordinates(cases: Cases) -> Floats:
         np.log2(cases.tp),
         0.5 * np.log2(cases.pp),
         np.log2(cases.hidden / cases.heads),
-        cases.low,
+        3.0 * cases.low,
         0.5 * cases.zero,
         0.5 * cases.recompute,
     )
