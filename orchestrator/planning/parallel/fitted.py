@@ -387,7 +387,7 @@ MEMORY: Table = {
         "torchtitan": 1.058,
     },
     "context_bytes": {
-        "": 1.5e+09,
+        "": 1.5e09,
         "megatron-deepspeed": 5.472,
     },
     "gathered_layers": {
