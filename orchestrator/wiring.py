@@ -223,10 +223,21 @@ def build_hands(folder: Path, spec: ClusterSpec) -> "Hands":
 
     url = journal_url(folder)
     cell = CellHands(HeadConfig(name="cell", address=str(spec.cell.address), port=spec.cell.port, home=folder), url)
-    if os.environ.get("RACKRAY_HANDS", "ray") == "local":
+    if _are_hands_threads():
         return RoutedHands(dict.fromkeys(CELL_ACTIONS, cell), build_local_hands(folder, url))
     management = HeadConfig(name="management", address=str(spec.management.address), port=spec.management.port, home=folder)
     return RoutedHands(dict.fromkeys(CELL_ACTIONS, cell), RayHands(management, url))
+
+
+def _are_hands_threads() -> bool:
+    return os.environ.get("RACKRAY_HANDS", "ray") == "local"
+
+
+def has_hands_ready(folder: Path) -> bool:
+    """Whether what a controller reaches machines with needs no start of its own: its Ray runs, or it is made of threads."""
+    from orchestrator.drivers.ray_head import head_info
+
+    return _are_hands_threads() or head_info("management", folder) is not None
 
 
 def build_local_hands(folder: Path, url: str) -> "Hands":

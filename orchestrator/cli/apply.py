@@ -39,6 +39,8 @@ def apply(spec: Path, limit: str, yes: bool) -> int:
     data = {"spec": wanted.spec.model_dump(mode="json"), "text": wanted.text, "sha256": wanted.sha256, "file": wanted.file}
     data["limit"] = list(wanted.limit)
     asked = wiring.request(folder, "request.apply", data)
+    if not wiring.has_hands_ready(folder):
+        click.echo("starting the controllers' own Ray, which takes 5 to 15 s; machines are reached once it is up", err=True)
     view = RolloutView(asked.seq)
     began_s = time.monotonic()
 

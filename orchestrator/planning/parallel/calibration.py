@@ -1,9 +1,8 @@
 """Recalibration from the operator's own runs: a few constants of one GPU and framework, fitted to measured step times.
 
 Only what a handful of runs can tell is free: the overall pace, the host's launch rate, the fixed time of a step, the network.
-Priors keep
-a constant where the runs say nothing about it. The interval afterwards is that of the runs' own residuals, never narrower
-than 5 %.
+Priors keep a constant where the runs say nothing about it. The interval afterwards is that of the runs' own residuals, never
+narrower than 5 %.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,9 @@ from orchestrator.planning.parallel.validation import FITTED, Tables, predict_ro
 
 SPREADS: Mapping[str, float] = {"pace": 3.0, "launch_s": 0.7, "step_fixed_s": 1.0, "network_reach": 0.7, "nvlink_reach": 0.5}
 LEAST_WIDTH = 0.05
+MOST_OFF = 20.0
+"""Times as slow or as fast as predicted, by the median, beyond which runs are not of the GPU that they are said to be of: a slow
+network or a busy host costs several times, a CPU in the place of a GPU hundreds."""
 SKIPPED_STEPS = 0.2
 """Share of a run's first reports that are left out: warm-up, compilation, caches."""
 
@@ -41,7 +43,8 @@ class Calibration:
 
 
 def calibrate(rows: Sequence[RunRow], tables: Tables = FITTED) -> Calibration:
-    """Constants that fit the given runs. Raises BadInput where no run can be used, with the reason of the first that cannot."""
+    """Constants that fit the given runs. Raises BadInput where no run can be used, with the reason of the first that cannot,
+    and where they are too far from what is predicted to be runs of that GPU."""
     study = study_of(rows)
     usable = np.isfinite(study.step_s) if len(study) else np.zeros(0, dtype=bool)
     if not np.any(usable):
@@ -61,6 +64,13 @@ def calibrate(rows: Sequence[RunRow], tables: Tables = FITTED) -> Calibration:
 
     kinds = kinds_of(cases)
     before = errors(look_up(tables.step_time, kinds, list(tables.step_time)))
+    off = float(np.exp(-np.median(before)))
+    if not 1 / MOST_OFF <= off <= MOST_OFF:
+        words = f"{off:.3g} times as long" if off > 1 else f"1/{1 / off:.3g} of the time"
+        raise BadInput(
+            f"the runs took {words} as predicted for {families[0]}; nothing was calibrated",
+            f"say the GPU that they ran on (--gpu, or the column gpu; a calibration moves a pace by {MOST_OFF:g} times at most)",
+        )
     found = fit(tables.step_time, free, kinds, errors, np.ones(size), knee=0.2)
     values: dict[str, dict[str, float]] = {}
     for item in free:

@@ -153,6 +153,18 @@ def test_own_runs_set_the_planner_right() -> None:
         calibrated(FITTED, {"speed": {}}, {})
 
 
+@pytest.mark.parametrize(("factor", "words"), [(100.0, "100 times as long as predicted for"), (0.01, "1/100 of the time as")])
+def test_runs_of_another_machine_do_not_set_the_planner_wrong(factor: float, words: str) -> None:
+    rows = [a_row(name=str(m), framework="rackray", micro_batch=m, zero_stage=1) for m in (1, 2)]
+    predicted_s = predict_rows(study_of(rows)).step_s
+    runs = [
+        replace(row, measured=RunMeasured(step_s=factor * step_s)) for row, step_s in zip(rows, predicted_s.tolist(), strict=True)
+    ]
+    with pytest.raises(BadInput, match=words) as caught:
+        calibrate(runs)
+    assert "--gpu" in str(caught.value.hint)
+
+
 @needs_published_runs
 def test_published_runs_are_met_as_the_readme_says() -> None:
     scores = {score.source: score for score in validate(published_rows()).scores}
