@@ -4,16 +4,21 @@ Shown read-only at the same paths, because scripts of a virtual environment name
 once more at TRAINING_RUNTIME, the path a cluster spec names.
 """
 
+import json
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 
 import orchestrator
 from orchestrator.lab.errors import LabError
-from orchestrator.lab.namespaces import Share
+from orchestrator.lab.namespaces import NODE_ENVIRONMENT, Share
 
 TRAINING_RUNTIME = "/opt/rackray/venv"
 SHARED_STORAGE = "/srv/shared"
+PACKAGES = ("orchestrator", "model")
+_WHERE = "import importlib.util as u, json, sys; print(json.dumps([(s := u.find_spec(p)) and s.origin for p in sys.argv[1:]]))"
+ASK_LIMIT_S = 30.0
 
 
 def project_root() -> Path:
@@ -36,7 +41,38 @@ def runtime_shares(shared: Path) -> tuple[Share, ...]:
     for path in (project_root(), Path(sys.prefix), *_interpreter_paths(Path(sys.base_prefix))):
         # Also where a symlink leads: links inside the environment may name either path.
         shares += [Share(str(path.resolve()), target) for target in sorted({str(path), str(path.resolve())})]
-    return (*shares, Share(str(shared), SHARED_STORAGE, read_only=False))
+    return (*shares, *_packages_of_this_checkout(), Share(str(shared), SHARED_STORAGE, read_only=False))
+
+
+def _packages_of_this_checkout() -> tuple[Share, ...]:
+    """This checkout's packages at the places where the environment finds them, if those are another checkout's.
+
+    A node has neither our working directory nor our PYTHONPATH: it finds rackray where the environment installed it. Several
+    checkouts (git worktrees) may share one environment, whose editable install names only one of them.
+    """
+    shares = []
+    for package, found in _where_installed().items():
+        ours = (project_root() / package).resolve()
+        if found is None:
+            raise LabError(
+                f"the environment {sys.prefix} does not know the package {package}, so its lab nodes would not find it either",
+                hint="install this checkout into it: `make setup`, or `pip install -e .`",
+            )
+        if found.resolve() != ours:
+            shares.append(Share(str(ours), str(found)))
+            if found.is_relative_to(sys.prefix):
+                shares.append(Share(str(ours), str(TRAINING_RUNTIME / found.relative_to(sys.prefix))))
+    return tuple(shares)
+
+
+def _where_installed() -> dict[str, Path | None]:
+    """Where an interpreter of this environment finds each package when no directory and no variable helps it."""
+    command = [sys.executable, "-I", "-c", _WHERE, *PACKAGES]
+    done = subprocess.run(command, capture_output=True, text=True, env=NODE_ENVIRONMENT, timeout=ASK_LIMIT_S)  # noqa: S603 - our words
+    if done.returncode != 0:
+        raise LabError(f"{sys.executable} does not say where it finds rackray: {done.stderr.strip()}")
+    origins = zip(PACKAGES, json.loads(done.stdout), strict=True)
+    return {package: Path(origin).parent if origin else None for package, origin in origins}
 
 
 def hidden_directories(shares: tuple[Share, ...], home: Path) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """One simulated node as an operator meets it: power, disk, image, SSH, GPUs."""
 
+import hashlib
 import json
 import os
 import socket
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from wire_lab import Operator, skip_unless_possible, spec_of, wait_until
 
+from orchestrator.lab import runtime
 from orchestrator.lab.control import lab_down, lab_fault, lab_heal, lab_status, lab_up
 from orchestrator.lab.errors import LabError
 from orchestrator.lab.machine_nouns import FirmwarePart
@@ -121,6 +123,9 @@ def test_the_training_runtime_lies_where_the_cluster_spec_names_it(operator: Ope
     )
     said = operator.say(NODE, f'/opt/rackray/venv/bin/python -c "{program}"')
     assert said == "/opt/rackray/venv [True, True, True]"
+    ours = hashlib.sha256(Path(runtime.__file__).read_bytes()).hexdigest()
+    program = "import hashlib, orchestrator.lab.runtime as r; print(hashlib.sha256(open(r.__file__, 'rb').read()).hexdigest())"
+    assert operator.say(NODE, f'cd / && /opt/rackray/venv/bin/python -c "{program}"') == ours, "another checkout's code"
 
 
 def test_shared_storage_is_one_place_for_all_nodes_and_the_user_may_write_it(operator: Operator) -> None:

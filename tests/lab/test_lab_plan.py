@@ -2,6 +2,8 @@
 
 import csv
 import json
+import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +19,8 @@ from orchestrator.lab.machine_nouns import FirmwarePart
 from orchestrator.lab.namespaces import Share
 from orchestrator.lab.plan import FirmwareImage, LabSpec, NodePaths, PlantedFault
 from orchestrator.lab.runtime import hidden_directories, runtime_shares
+
+PROJECT = Path(__file__).parents[2]
 
 
 def test_a_spec_survives_the_control_socket() -> None:
@@ -126,3 +130,19 @@ def test_where_no_lab_runs_asking_says_so_and_ending_is_no_error(tmp_path: Path)
         lab_status(tmp_path)
     assert lab_down(tmp_path / "never").was_running is False
     assert not (tmp_path / "never").exists()
+
+
+def test_the_nodes_of_a_second_checkout_run_its_code_though_the_environment_installed_another(tmp_path: Path) -> None:
+    for package in ("orchestrator", "model"):
+        shutil.copytree(PROJECT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__", "bench"))
+    program = (
+        "import json; from pathlib import Path; from orchestrator.lab.runtime import runtime_shares;"
+        "print(json.dumps({share.target: share.source for share in runtime_shares(Path('/shared'))}))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60)
+    shown = json.loads(done.stdout)
+    # Where an interpreter of this environment finds them by itself, as the nodes' do.
+    ask = "import orchestrator, model; print(*orchestrator.__path__, *model.__path__)"
+    alone = subprocess.run([sys.executable, "-I", "-c", ask], capture_output=True, text=True, check=True, timeout=60)
+    installed = alone.stdout.split()
+    assert [shown.get(place) for place in installed] == [str(tmp_path / "orchestrator"), str(tmp_path / "model")]
