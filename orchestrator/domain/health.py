@@ -1,5 +1,6 @@
 """Findings of the acceptance probe, and what a sound probe looks like."""
 
+import zlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
@@ -32,10 +33,13 @@ class HealthFinding:
         return f"{where}{self.says}; {self.way_out}"
 
 
-def sound_probe(model: str, count: int, *, remap_pending: Collection[int] = (), power_limit_w: float = 700.0) -> dict[str, Any]:
+def sound_probe(
+    model: str, count: int, *, remap_pending: Collection[int] = (), power_limit_w: float = 700.0, owner: str = ""
+) -> dict[str, Any]:
     """What `agent/probe.py` prints on a node of `count` sound GPUs; `remap_pending` names GPUs with a row remap pending.
 
-    Serves plans (the world in which every step succeeds), simulated nodes, and tests.
+    `owner` makes the GPUs those of one machine: others have other UUIDs and serials. Serves plans (the world in which every step
+    succeeds), simulated nodes, and tests.
     """
     return {
         "driver": "580.95.05",
@@ -43,17 +47,19 @@ def sound_probe(model: str, count: int, *, remap_pending: Collection[int] = (), 
         "cuda": "13.0",
         "problem": "",
         "hung": "",
-        "gpus": [_sound_gpu(model, index, index in remap_pending, power_limit_w) for index in range(count)],
+        "gpus": [
+            _sound_gpu(model, index, index in remap_pending, power_limit_w, zlib.crc32(owner.encode())) for index in range(count)
+        ],
         "seconds": 0.1,
     }
 
 
-def _sound_gpu(model: str, index: int, remap_pending: bool, power_limit_w: float) -> dict[str, Any]:
+def _sound_gpu(model: str, index: int, remap_pending: bool, power_limit_w: float, lot: int) -> dict[str, Any]:
     return {
         "index": index,
         "name": model,
-        "uuid": f"GPU-00000000-0000-4000-8000-{index:012d}",
-        "serial": f"{1650000000000 + index}",
+        "uuid": f"GPU-{lot:08x}-0000-4000-8000-{index:012d}",
+        "serial": f"{1_650_000_000_000 + lot * 100 + index}",
         "vbios": "96.00.A5.00.01",
         "inforom": "G520.0200.00.05",
         "gsp": "580.95.05",

@@ -80,6 +80,10 @@ class FaultProfile(Strict):
     """Share of BMCs that come and go for minutes after each firmware update."""
     stale_power: Share = 0.0
     """Share of BMCs that tell a power state eight seconds old."""
+    pending_reset: Share = 0.0
+    """Share of nodes whose firmware updates take effect only when the host is reset."""
+    twin_gpus: Share = 0.0
+    """Share of nodes that report the GPUs of another node as theirs."""
     lost_answer: Share = 0.0
     """Share of exchanges that are carried out and whose answer never comes."""
     feed_losses: Annotated[tuple[FeedLoss, ...], Field(strict=False)] = ()

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.domain.event import Event
+from orchestrator.domain.identities import GIVEN_UP, SAID_BY, IdentityBook
 from orchestrator.domain.node import BRING_UP, Fact, NodeRecord, NodeState, OpenOperation, changed
 from orchestrator.domain.operation import Action, Status
 from orchestrator.domain.rollout import RolloutRecord, fold_rollout
@@ -44,6 +45,8 @@ class ClusterState:
     nodes: dict[str, NodeRecord] = field(default_factory=dict)
     runs: dict[str, RunRecord] = field(default_factory=dict)
     rollout: RolloutRecord = field(default_factory=RolloutRecord)
+    identities: IdentityBook = field(default_factory=IdentityBook, compare=False)
+    """Which nodes say that they have which GPU and which host key: who says it second is another's twin."""
     requests: dict[int, Event] = field(default_factory=dict)
     """Requests nobody has handled yet, by seq."""
     answers: dict[int, str] = field(default_factory=dict)
@@ -56,8 +59,10 @@ class ClusterState:
         """Fold one event. Raises KeyError or ValueError when the journal contradicts itself."""
         family, _, verb = event.kind.partition(".")
         if family == "node":
-            name = event.subject
-            self.nodes[name] = _fold_node(self.nodes[name], verb, event)
+            name, before = event.subject, self.nodes[event.subject]
+            self.nodes[name] = record = _fold_node(before, verb, event)
+            if _may_say_other(before, record, verb, event):
+                self.identities.follow(record)
         elif family == "run":
             self.runs[event.subject] = fold_run(self.runs.get(event.subject), event)
         elif family == "request":
@@ -113,6 +118,15 @@ class ClusterState:
             self.answers[event.data["request"]] = event.data["answer"]
         else:
             self.requests[event.seq] = event
+
+
+def _may_say_other(before: NodeRecord, record: NodeRecord, verb: str, event: Event) -> bool:
+    """Whether what the node says of itself may have changed: asked for every event, so cheap and generous."""
+    if verb == "ended":
+        return ACTIONS[event.data["action"]] in SAID_BY
+    if verb == "moved":
+        return record.state in GIVEN_UP or before.state in GIVEN_UP
+    return verb in ("replaced", "host_key")
 
 
 def _fold_node(record: NodeRecord, verb: str, event: Event) -> NodeRecord:

@@ -15,6 +15,11 @@ LOG = logging.getLogger(__name__)
 VANISHED = "Vanished"
 """Our word for a task the BMC does not know any more: only the version tells what came of it."""
 MOST_MESSAGES = 20
+RESET_MESSAGES = frozenset({"ResetRequired", "ResetRecommended", "AwaitToActivate", "SystemResetRequired"})
+"""Ids that mean "installed, and not in effect yet": of DMTF's Base and Update registries, the last one of HPE's."""
+_RESET, _HOST = r"(?:reset|re-?boot|re-?start|power[- ]?cycl\w*)", r"(?:host|system|server|machine)"
+HOST_RESET = re.compile(rf"\b{_RESET}\w*\b[^.]*\b{_HOST}\b|\b{_HOST}\b[^.]*\b{_RESET}", re.IGNORECASE)
+"""The same in vendors' own words: "reset the host to apply it", "a system reboot is required"."""
 
 
 def inventory(session: RedfishSession) -> list[dict[str, Any]]:
@@ -58,11 +63,11 @@ def start_update(session: RedfishSession, component: str, image_uri: str, versio
 
 
 def look_at_task(session: RedfishSession, uri: str) -> dict[str, Any]:
-    """task, state, status, percent, messages. The URI may be a task's or a task monitor's."""
+    """task, state, status, percent, messages, needs_reset. The URI may be a task's or a task monitor's."""
     answer = session.find(uri)
     if answer is None:
         gone = f"the BMC at {session.client.where} does not know this task any more"
-        return {"task": uri, "state": VANISHED, "status": None, "percent": None, "messages": [gone]}
+        return {"task": uri, "state": VANISHED, "status": None, "percent": None, "messages": [gone], "needs_reset": False}
     state = text(answer.body, "TaskState")
     if state is None:
         # A monitor answers 202 while the work runs and the work's own answer when it has ended (DSP0266, "Asynchronous").
@@ -73,6 +78,7 @@ def look_at_task(session: RedfishSession, uri: str) -> dict[str, Any]:
         "status": text(answer.body, "TaskStatus"),
         "percent": number(answer.body, "PercentComplete"),
         "messages": _messages(answer.body),
+        "needs_reset": _needs_reset(answer.body),
     }
 
 
@@ -162,6 +168,21 @@ def _task_uris(session: RedfishSession) -> set[str] | None:
 
 
 def _messages(body: Mapping[str, Any]) -> list[str]:
-    infos = [info for info in listed(body, "Messages") if isinstance(info, Mapping)] + extended_infos(body)
-    texts = [shown(str(info.get("Message") or info.get("MessageId") or "")) for info in infos]
+    texts = [shown(str(info.get("Message") or info.get("MessageId") or "")) for info in _infos(body)]
     return [message for message in texts if message][-MOST_MESSAGES:]
+
+
+def _infos(body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [info for info in listed(body, "Messages") if isinstance(info, Mapping)] + extended_infos(body)
+
+
+def _needs_reset(body: Mapping[str, Any]) -> bool:
+    """Whether what was installed takes effect only when the host is reset: by a message's id, or in its own words."""
+    for info in _infos(body):
+        if str(info.get("MessageId") or "").rpartition(".")[2] in RESET_MESSAGES:
+            # These speak of any resource; a manager restarts by itself, and the host's power does not reach it.
+            arguments = " ".join(map(str, listed(info, "MessageArgs")))
+            return "/Managers/" not in arguments
+        if HOST_RESET.search(str(info.get("Message") or "")):
+            return True
+    return False

@@ -261,7 +261,8 @@ class Controller:
             self._later.setdefault(wave, {})[name] = None
             self.waiting[name] = f"wave {wave + 1} waits for wave {book.open_wave + 1}"
             return
-        decision = next_step(self.state.nodes[name], site, now_s)
+        twin = self.state.identities.twin_of(name, site.nodes)
+        decision = next_step(self.state.nodes[name], site, now_s, twin)
         match decision:
             case Step():
                 steps.append(decision)

@@ -175,6 +175,7 @@ class Journal:
             if upto:
                 rows = connection.execute(sa.select(_SNAPSHOTS.c.name, _SNAPSHOTS.c.data).where(_SNAPSHOTS.c.name != _HEAD))
                 state.nodes.update((row.name, record_from_json(json.loads(row.data))) for row in rows)
+                state.identities.follow_all(state.nodes.values())
                 for event in _events(connection, _OTHERS, upto):
                     state.apply(event)
                 state.seq = upto

@@ -225,6 +225,8 @@ class SimulatedNode:
         self.is_up = False
         self.in_cell = False
         self.gpu_limit_w = 700.0
+        self.gpus_of = (self.fate and self.fate.gpus_of) or node.serial
+        """Whose GPUs it reports: its own, unless it is a twin."""
 
     # What the board's power switch does (`lab.machine.Board`).
     def power_on(self, boot: BootSource) -> None:
@@ -321,13 +323,21 @@ class SimulatedNode:
     def task(self, args: Mapping[str, Any]) -> Mapping[str, Any]:
         task = self.machine.task(args["task"].rpartition("/")[2], self.site.now_s)
         if task is None:
-            return {"task": args["task"], "state": "Vanished", "status": "", "percent": None, "messages": []}
+            return {
+                "task": args["task"],
+                "state": "Vanished",
+                "status": "",
+                "percent": None,
+                "messages": [],
+                "needs_reset": False,
+            }
         return {
             "task": args["task"],
             "state": str(task.state),
             "status": "OK",
             "percent": task.percent,
             "messages": [task.message],
+            "needs_reset": task.needs_reset,
         }
 
     def tasks(self, args: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -364,7 +374,8 @@ class SimulatedNode:
         return {"ok": 12, "changed": 5, "skipped": [], "tasks": 12, "seconds": DURATION_S[Action.PLAYBOOK]}
 
     def probe(self, args: Mapping[str, Any]) -> Mapping[str, Any]:
-        return sound_probe(self.sku.gpus.model, self.sku.gpus.count, remap_pending=self.sick_gpus, power_limit_w=self.gpu_limit_w)
+        gpus, sick = self.sku.gpus, self.sick_gpus
+        return sound_probe(gpus.model, gpus.count, remap_pending=sick, power_limit_w=self.gpu_limit_w, owner=self.gpus_of)
 
     def compute(self, args: Mapping[str, Any]) -> Mapping[str, Any]:
         return {"device": "simulated", "gflops": 1000.0, "repeatable": True, "seconds": args["seconds"]}

@@ -30,6 +30,8 @@ class Fate:
     faults: Mapping[str, Mapping[str, str | int | float]]
     """Faults of its machine, by the names `rackray lab fault` uses, with their arguments."""
     sick_gpu: bool
+    gpus_of: str = ""
+    """Serial of the node whose GPUs it reports as its own; empty where they are its own."""
 
 
 class Weather:
@@ -66,10 +68,12 @@ class Weather:
             (profile.rebooting_bmc, "bmc_restarts_after_update", {"seconds": BMC_RESTART_S}),
             (profile.flapping_bmc, "bmc_flaps_after_update", {"period_s": BMC_FLAP_S, "seconds": 10 * BMC_FLAP_S}),
             (profile.stale_power, "power_state_stale", {"seconds": STALE_POWER_S}),
+            (profile.pending_reset, "update_needs_reset", {}),
         ):
             if dice.random() < share:
                 faults[fault] = arguments
-        return Fate(pace, dead, flaky, faults, sick_gpu)
+        gpus_of = dice.choice(spec.nodes).serial if dice.random() < profile.twin_gpus else ""
+        return Fate(pace, dead, flaky, faults, sick_gpu, gpus_of)
 
     def duration_s(self, fate: Fate, action: Action) -> float:
         """How long this node takes for one exchange."""

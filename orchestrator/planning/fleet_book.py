@@ -132,7 +132,10 @@ def is_down(record: NodeRecord) -> bool:
             return True
     if record.state in (NodeState.CREDENTIALED, NodeState.POWERED, NodeState.IMAGED) and not record.is_equipment:
         return record.fact_at_s(Action.BMC_POWER) > 0
-    updated_s = record.fact_at_s(Action.BMC_UPDATE)
+    updated_s, power_s = record.fact_at_s(Action.BMC_UPDATE), record.fact_at_s(Action.BMC_POWER)
+    if record.state is NodeState.CONFIGURED and 0 < updated_s < power_s:
+        # Its host is being reset for that update: down until its system has answered.
+        return record.fact_at_s(Action.SSH_IDENTIFY) <= power_s
     return record.state in (NodeState.CONFIGURED, NodeState.CREDENTIALED) and updated_s > record.fact_at_s(Action.BMC_FIRMWARE)
 
 

@@ -6,15 +6,16 @@ wait. Nothing here remembers anything: a restarted controller asks again and get
 
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-from orchestrator.domain.firmware import ComponentVerdict
+from orchestrator.domain.identities import Twin
 from orchestrator.domain.node import Cause, NodeRecord, NodeState
 from orchestrator.domain.operation import Action, Status
-from orchestrator.domain.plan import Decision, Hold, Move, Rest, Settle, Step
-from orchestrator.domain.spec import Machine, Rollout, Sku
-from orchestrator.planning.firmware import audit, to_update
+from orchestrator.domain.plan import Decision, Hold, Move, Rest, Settle
+from orchestrator.domain.spec import Rollout
+from orchestrator.planning.firmware_stage import configured
 from orchestrator.planning.health import judge_power_limit, judge_probe
+from orchestrator.planning.node_context import POWER_SETTLES_S, Context
 from orchestrator.planning.settle import settle_after
 from orchestrator.planning.site import Site
 
@@ -28,47 +29,20 @@ CLOCK_SKEW_S = 30.0
 """From here on a node's wrong clock is worth a word; setting it is the playbook's work."""
 NEVER_S = float("-inf")
 BACKOFF_CAP_S = 60.0
-POWER_SETTLES_S = 30.0
-"""How long a BMC may keep saying Off after it accepted a power-on before the command is repeated."""
 
 
-class Context(NamedTuple):
-    """One node, seen at one moment. A tuple, because one is made for every decision."""
+def next_step(record: NodeRecord, site: Site, now_s: float, twin: Twin | None = None) -> Decision:
+    """What to do next for `record`'s node at `now_s` (seconds since the epoch). No I/O, no randomness.
 
-    record: NodeRecord
-    site: Site
-    node: Machine
-    sku: Sku
-    policy: Rollout
-    now_s: float
-
-    @property
-    def serial(self) -> str:
-        """The serial it must have: that of a board put in by `node replace`, else the spec's."""
-        return self.record.serial or self.node.serial
-
-    def step(self, action: Action, because: str, **args: Any) -> Step:
-        return Step(self.node.name, action, because, args)
-
-    def move(self, to: NodeState, because: str) -> Move:
-        return Move(self.node.name, to, because)
-
-    def quarantine(self, because: str, cause: Cause = Cause.CHECK) -> Move:
-        return Move(self.node.name, NodeState.QUARANTINED, because, str(cause))
-
-    def look_again(self, action: Action, because: str, **args: Any) -> Decision:
-        """The same look once more, not sooner than a poll interval after the last one."""
-        due_s = self.record.fact_at_s(action) + self.policy.poll_s
-        return self.step(action, because, **args) if self.now_s >= due_s else Hold(self.node.name, due_s, because)
-
-
-def next_step(record: NodeRecord, site: Site, now_s: float) -> Decision:
-    """What to do next for `record`'s node at `now_s` (seconds since the epoch). No I/O, no randomness."""
+    `twin` is what another node said of itself before this one said it too.
+    """
     node = site.nodes.get(record.name)
     stage = (EQUIPMENT_STAGES if record.is_equipment else STAGES).get(record.state)
     if node is None or stage is None or record.open is not None:
         return Rest(record.name)
     context = Context(record, site, node, site.sku(record.name), site.spec.rollout, now_s)
+    if twin is not None:
+        return context.quarantine(str(twin), Cause.IDENTITY)
     return _held_up(context) or _lost_answer(context) or stage(context)
 
 
@@ -239,13 +213,8 @@ def _imaged(context: Context) -> Decision:
     seen = context.record.fact(Action.SSH_IDENTIFY)
     if seen is None:
         return context.step(Action.SSH_IDENTIFY, "who is behind the SSH port?")
-    wanted = (context.record.fact(Action.IMAGE_REPORT) or {}).get("wanted_digest")
-    if seen["serial"] != context.serial:
-        address = context.site.computes[context.node.name].address
-        because = f"the machine at {address} says serial {seen['serial']!r}, the spec {context.serial!r}"
-        return context.quarantine(because, Cause.IDENTITY)
-    if wanted and seen["image_digest"] != wanted:
-        return context.quarantine(f"it runs image {seen['image_digest']!r}, the image service publishes {wanted!r}")
+    if wrong := context.another_system(seen):
+        return wrong
     skew_s = seen.get("clock_skew_s") or 0.0
     clock = f"; its clock is off by {skew_s:.0f} s" if abs(skew_s) > CLOCK_SKEW_S else ""
     because = f"SSH with the pinned host key, serial {seen['serial']}, kernel {seen['kernel']}{clock}"
@@ -261,72 +230,6 @@ def _reachable(context: Context) -> Decision:
     skipped = done.get("skipped") or []
     tail = f"; skipped here: {', '.join(skipped)}" if skipped else ""
     return context.move(NodeState.CONFIGURED, f"playbook bring_up: {done['ok']} tasks ok, {done['changed']} changed{tail}")
-
-
-def _configured(context: Context) -> Decision:
-    record, baseline = context.record, context.site.baseline(context.node.name)
-    inventory = record.fact(Action.BMC_FIRMWARE)
-    update = record.fact(Action.BMC_UPDATE)
-    updated_at_s, read_at_s = record.fact_at_s(Action.BMC_UPDATE), record.fact_at_s(Action.BMC_FIRMWARE)
-    if inventory is None:
-        return context.step(Action.BMC_FIRMWARE, "compare its firmware with the baseline")
-    if update is not None and read_at_s <= updated_at_s:
-        return _follow_update(context, update)
-    bad = [verdict for verdict in audit(inventory["components"], baseline) if not verdict.is_ok]
-    if not bad:
-        return context.move(NodeState.FIRMWARE_OK, f"{len(baseline)} components read back as approved")
-    flashed = next((verdict for verdict in bad if update is not None and update.get("component") == verdict.name), None)
-    if update is not None and flashed is not None:
-        if not update.get("task"):
-            # Nothing tells when it ends: the version is looked at until it is the approved one, or the stage's time is over.
-            because = f"an update was accepted and the BMC named no task; {_deviation(flashed)}"
-            return context.look_again(Action.BMC_FIRMWARE, because)
-        ending = "; ".join((record.fact(Action.BMC_TASK) or {}).get("messages") or ())
-        because = f"the update of {flashed.name} ended, but {_deviation(flashed)}"
-        return context.quarantine(because + (f"; its task said: {ending}" if ending else ""))
-    mendable = to_update(bad)
-    if not mendable:
-        return context.quarantine("; ".join(map(str, bad)))
-    return _start_update(context, mendable[0].name, _deviation(mendable[0]))
-
-
-def _deviation(verdict: ComponentVerdict) -> str:
-    return f"{verdict.name} runs {verdict.installed or 'nothing readable'}, approved is {verdict.wanted}"
-
-
-def _start_update(context: Context, component: str, because: str) -> Decision:
-    """Update one component; before it, see what the BMC is already doing, so that a lost answer can be told from an old task."""
-    record, wanted = context.record, context.site.baseline(context.node.name)[component]
-    listed = record.fact(Action.BMC_TASKS)
-    if listed is None or record.fact_at_s(Action.BMC_TASKS) <= record.fact_at_s(Action.BMC_FIRMWARE):
-        return context.step(Action.BMC_TASKS, f"{because}: is an update running already?")
-    busy = [task for task in listed["tasks"] if task["state"] in ("New", "Starting", "Running", "Pending")]
-    if busy:
-        return context.look_again(Action.BMC_TASKS, f"{because}: waiting for the BMC's own task {busy[-1]['task']}")
-    return context.step(
-        Action.BMC_UPDATE,
-        because,
-        component=component,
-        image_uri=context.site.spec.services.image.url + wanted.image,
-        version=wanted.approved[0],
-        tasks_before=[task["task"] for task in listed["tasks"]],
-    )
-
-
-def _follow_update(context: Context, update: Mapping[str, Any]) -> Decision:
-    record, task = context.record, context.record.fact(Action.BMC_TASK)
-    if not update.get("task"):
-        return context.step(Action.BMC_FIRMWARE, "the BMC named no task: read the version back")
-    if task is None or record.fact_at_s(Action.BMC_TASK) <= record.fact_at_s(Action.BMC_UPDATE):
-        return context.step(Action.BMC_TASK, f"update of {update['component']} was accepted", task=update["task"])
-    if task["state"] in ("Completed", "Vanished"):
-        return context.step(Action.BMC_FIRMWARE, f"task is {task['state']}: only the version read back counts")
-    if task["state"] in ("Exception", "Killed", "Cancelled"):
-        messages = "; ".join(task.get("messages") or ()) or "no message"
-        return context.quarantine(f"the update of {update['component']} to {update['version']} failed: {messages}")
-    percent = task.get("percent")
-    said = f"{task['state']}" + (f" {percent}%" if percent is not None else "")
-    return context.look_again(Action.BMC_TASK, f"update of {update['component']}: {said}", task=update["task"])
 
 
 def _firmware_ok(context: Context) -> Decision:
@@ -393,14 +296,14 @@ STAGES: Mapping[NodeState, Callable[[Context], Decision]] = {
     NodeState.POWERED: _powered,
     NodeState.IMAGED: _imaged,
     NodeState.REACHABLE: _reachable,
-    NodeState.CONFIGURED: _configured,
+    NodeState.CONFIGURED: configured,
     NodeState.FIRMWARE_OK: _firmware_ok,
     NodeState.ACCEPTED: _accepted,
 }
 EQUIPMENT_STAGES: Mapping[NodeState, Callable[[Context], Decision]] = {
     NodeState.ENROLLED: _enrolled,
     NodeState.IDENTIFIED: _identified,
-    NodeState.CREDENTIALED: _configured,
+    NodeState.CREDENTIALED: configured,
     NodeState.FIRMWARE_OK: _sound,
 }
 """The same for equipment: once its password is ours its firmware is audited, and then it only has to be on and sound."""

@@ -165,15 +165,15 @@ def cost_of_ticks(report: Report) -> None:
 
 def a_history(nodes: int, events: int) -> Iterator[Event]:
     """Events as bring-ups write them: intents, outcomes, moves; a probe of eight GPUs for one in forty."""
-    probe = sound_probe("NVIDIA H100 80GB HBM3", 8)
     names = [node.name for node in a_fleet(nodes).nodes]
+    probes = {name: sound_probe("NVIDIA H100 80GB HBM3", 8, owner=name) for name in names}
     written, round_ = 0, 0
     while True:
         for name in names:
             for number, (old, new) in enumerate(zip(BRING_UP, (*BRING_UP[1:], NodeState.READY), strict=True)):
                 operation = f"{round_}.{number}.{name}"
                 ended = {"operation": operation, "status": "done", "reason": "", "retryable": True, "seconds": 0.5}
-                facts = probe if number == 8 else {"accepted": True, "reset": "On"}
+                facts = probes[name] if number == 8 else {"accepted": True, "reset": "On"}
                 kind = "node.probe" if number == 8 else "bmc.power"
                 yield Event(
                     "node.intended", name, {"operation": operation, "action": kind, "args": {"reset": "On"}, "because": "off"}

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from orchestrator.domain.event import Event
-from orchestrator.domain.node import SETTLED, NodeRecord, NodeState, can_move
+from orchestrator.domain.node import IN_SERVICE, SETTLED, NodeRecord, NodeState, can_move
 from orchestrator.domain.operation import MUTATING, Action, Operation
 from orchestrator.domain.rollout import is_untouched
 from orchestrator.domain.spec import ClusterSpec
@@ -35,6 +35,8 @@ class Past:
     deeds: dict[tuple[str, Action], float] = field(default_factory=dict)
     """When each action last really happened at each node."""
     powered_on_s: dict[str, float] = field(default_factory=dict)
+    resets: Counter[str] = field(default_factory=Counter)
+    """How often each node was switched off since its last update."""
 
 
 # ---------------------------------------------------------------------- after every commit
@@ -84,7 +86,9 @@ def starting(site: SimulatedSite, state: ClusterState, past: Past) -> list[str]:
     found = []
     for name in past.powered_on_s:
         node, record = site.nodes[name], state.nodes.get(name)
-        is_early = record is not None and record.state in (NodeState.CREDENTIALED, NodeState.POWERED)
+        # In `configured` a host is reset once, where its firmware asks for it.
+        early = (NodeState.CREDENTIALED, NodeState.POWERED, NodeState.CONFIGURED)
+        is_early = record is not None and record.state in early
         is_its_own_fault = node.feed in site.dark_until_s or "reset_ignored" in _faults(site, name)
         if is_early and not node.is_up and not is_its_own_fault and node.is_on:
             found.append(name)
@@ -160,6 +164,9 @@ def ready_means_sound(event: Event, state: ClusterState, site: SimulatedSite, pa
             yield f"{record.name} became ready on a {check} older than its last power event or firmware change"
     if node.sick_gpus and not is_equipment:
         yield f"{record.name} became ready with sick GPUs"
+    serving = [name for name, other in state.nodes.items() if other.state in IN_SERVICE and name != record.name]
+    if not is_equipment and (twins := [name for name in serving if site.nodes[name].gpus_of == node.gpus_of]):
+        yield f"{record.name} became ready with the GPUs of {twins[0]}"
     if node.machine.serial != node.node.serial:
         yield f"{record.name} became ready with the serial {node.machine.serial}"
     baseline = past.spec.firmware.get(node.node.sku, {})
@@ -271,6 +278,17 @@ def no_power_cut_during_an_update(deed: Deed, site: SimulatedSite, past: Past) -
         yield f"{deed.action} on {deed.node} while its update task {busy[0]} runs"
 
 
+def a_host_is_reset_once_per_update(deed: Deed, site: SimulatedSite, past: Past) -> Breaches:
+    """[I16] A reset that did not help is not tried again."""
+    if deed.action is Action.BMC_UPDATE:
+        past.resets.pop(deed.node, None)
+    elif deed.action is Action.BMC_POWER and deed.args.get("reset") == "ForceOff" and site.nodes[deed.node].image_installed_at_s:
+        if (deed.node, Action.BMC_UPDATE) in past.deeds:
+            past.resets[deed.node] += 1
+        if past.resets[deed.node] > 1:
+            yield f"{deed.node} was switched off {past.resets[deed.node]} times after one update"
+
+
 def updates_install_the_baseline(deed: Deed, site: SimulatedSite, past: Past) -> Breaches:
     """[I18] No component outside the baseline, no version but the approved one."""
     if deed.action is Action.BMC_UPDATE:
@@ -285,6 +303,7 @@ EVERY_DEED: Mapping[str, Callable[[Deed, SimulatedSite, Past], Breaches]] = {
         strangers_are_not_written_to,
         no_disruptive_step_is_made_twice,
         no_power_cut_during_an_update,
+        a_host_is_reset_once_per_update,
         updates_install_the_baseline,
     )
 }

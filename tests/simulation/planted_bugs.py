@@ -7,17 +7,18 @@ from typing import Any
 from unittest.mock import patch
 
 from orchestrator.domain.event import Event
+from orchestrator.domain.identities import IdentityBook
 from orchestrator.domain.node import NodeRecord
-from orchestrator.domain.operation import MUTATING, Operation
+from orchestrator.domain.operation import MUTATING, Action, Operation
 from orchestrator.domain.plan import Decision, Settle, Step
 from orchestrator.domain.state import ClusterState
 from orchestrator.execution import controller
 from orchestrator.execution.controller import Controller, Flying
 from orchestrator.execution.journal import Journal
 from orchestrator.lab.simulated_hands import SimulatedHands
-from orchestrator.planning import next_step, node_requests, rollout
+from orchestrator.planning import firmware_stage, next_step, node_requests, rollout
 from orchestrator.planning.fleet_book import FleetBook
-from orchestrator.planning.next_step import Context
+from orchestrator.planning.node_context import Context
 from orchestrator.planning.power_book import PowerBook
 from orchestrator.planning.settle import SETTLE, SettleRule
 
@@ -133,6 +134,10 @@ def _trusts_completed_tasks(context: Context, update: Any) -> Decision:
     return context.move(next_step.NodeState.FIRMWARE_OK, "the BMC accepted the update")
 
 
+def _resets_again_and_again(context: Context, flashed: Any) -> Decision:
+    return context.step(Action.BMC_POWER, "it will help this time", reset="ForceOff")
+
+
 BUGS: Sequence[Bug] = (
     Bug("a lost answer is taken for success", next_step, "_lost_answer", _believes_lost_answers),
     Bug("a lost answer is forgotten and the step repeated", next_step, "_lost_answer", _forgets_lost_answers),
@@ -149,8 +154,10 @@ BUGS: Sequence[Bug] = (
     Bug("the failure budget is never used up", controller, "why_stop", _no_words),
     Bug("another machine's serial is not noticed", next_step, "_wrong_identity", _none),
     Bug("the probe's findings are not looked at", next_step, "judge_probe", _nothing_seen),
-    Bug("the firmware audit finds nothing", next_step, "audit", _nothing_seen),
-    Bug("an accepted update counts as an installed one", next_step, "_follow_update", _trusts_completed_tasks),
+    Bug("the firmware audit finds nothing", firmware_stage, "audit", _nothing_seen),
+    Bug("an accepted update counts as an installed one", firmware_stage, "_follow_update", _trusts_completed_tasks),
+    Bug("a host is reset as often as its firmware is not in effect", firmware_stage, "_not_in_effect", _resets_again_and_again),
+    Bug("two nodes with the same GPUs are not compared", IdentityBook, "twin_of", _none),
     Bug("nobody is ever given up", next_step, "_held_up", _none),
     Bug("the pause after a failure never ends", next_step, "backoff_s", _no_hold),
 )

@@ -168,6 +168,7 @@ class Story:
 
     def __init__(self, seed: int, home: Path) -> None:
         self.dice = dice = random.Random(seed)
+        self.seed = seed
         self.home = home
         self.spec = a_fleet(dice.choice((20, 20, 24, 36)) if seed % 50 != 49 else 200, headroom=dice.choice((0.6, 1.0, 1.3, 2.0)))
         self.spec = with_a_leaf_per_rack(self.spec) if seed % 3 == 0 else self.spec
@@ -203,6 +204,11 @@ class Story:
         shares = ("wrong_serial", "dead_bmc", "flaky_bmc", "stale_firmware", "failed_flash", "sick_gpu", "ignored_reset")
         chosen = {share: dice.choice((0.05, 0.3)) for share in shares if dice.random() < 0.4}
         chosen["lost_answer"] = dice.choice((0.0, 0.0, 0.05, 0.3))
+        # Dice of their own: faults that came later leave the older histories as they were.
+        later = random.Random(f"{self.seed}/later faults")
+        chosen |= {share: later.choice((0.05, 0.3)) for share in ("pending_reset", "twin_gpus") if later.random() < 0.3}
+        if "pending_reset" in chosen:
+            chosen["stale_firmware"] = 0.3
         losses = (FeedLoss(feed=dice.choice("ABCD"), at_s=dice.uniform(5, 300), for_s=60),) if dice.random() < 0.15 else ()
         dead_racks = 1 if dice.random() < 0.1 else 0
         return FaultProfile(times=times, dead_racks=dead_racks, feed_losses=losses, **chosen)

@@ -58,6 +58,8 @@ class GpuFault:
     severity: Severity = F
     limit_s: float = 20.0
     answered: str = field(default="")
+    then: str = ""
+    """What comes of it where no single probe can show it: then `plant` is None, and a test of its own makes it."""
 
     @property
     def id(self) -> str:
@@ -306,7 +308,14 @@ GPU_TABLE: tuple[GpuFault, ...] = (
         "2 GSP",
     ),
     GpuFault("F117", "two GPUs of a node with one UUID", "state `uuid`", twin, [("gpu-twins", None)], "same UUID"),
-    GpuFault("F117", "two nodes with one UUID", "not made: a probe sees one node, and nobody compares two of them yet", None),
+    GpuFault(
+        "F117",
+        "two nodes with one UUID or serial",
+        "two nodes' libraries with the GPUs of one machine",
+        None,
+        answered="a probe sees one node: the journal's fold compares them (`domain/identities.py`)",
+        then="quarantines the node that said it later, with both names",
+    ),
     GpuFault(
         "F118",
         "fabric not completed",

@@ -52,13 +52,17 @@ def gpu_table() -> str:
 
 
 def _gpu_row(row: GpuFault) -> str:
-    found = ", ".join(f"`{check}`" for check, _ in row.found) or ("nothing" if row.plant else "-")
-    found += f"; {row.answered}" if row.answered else ""
-    is_out = row.found and row.severity is Severity.FAILED
-    then = (
-        "-" if row.plant is None else Then.QUARANTINE if is_out else f"{Then.GO_ON}, with a warning" if row.found else Then.GO_ON
-    )
-    return f"| {row.number} | {_plain(row.kind)} | {_plain(row.made)} | {_plain(found)} | {then} |"
+    found = ", ".join(f"`{check}`" for check, _ in row.found) or ("nothing" if row.plant else "")
+    found = "; ".join(filter(None, (found, row.answered))) or "-"
+    return f"| {row.number} | {_plain(row.kind)} | {_plain(row.made)} | {_plain(found)} | {_then(row)} |"
+
+
+def _then(row: GpuFault) -> str:
+    if row.plant is None:
+        return row.then or "-"
+    if row.found and row.severity is Severity.FAILED:
+        return Then.QUARANTINE
+    return f"{Then.GO_ON}, with a warning" if row.found else Then.GO_ON
 
 
 def with_matrix(readme: str) -> str:

@@ -12,13 +12,16 @@ from typing import Any
 import pytest
 
 import orchestrator.agent
+from orchestrator.domain.event import Event
 from orchestrator.domain.health import Severity
-from orchestrator.domain.node import NodeState
+from orchestrator.domain.node import NodeState, changed
 from orchestrator.domain.operation import Action, Outcome, Status
-from orchestrator.domain.plan import Move, Step
+from orchestrator.domain.plan import Decision, Move, Step
+from orchestrator.execution.controller import ended_event
 from orchestrator.lab.gpus import GPU_FAULTS, NodeGpus
 from orchestrator.lab.nvml.library import SONAME, compile_library
 from orchestrator.planning.health import GPU_CHECKS, NODE_CHECKS, inspect_probe, judge_probe
+from orchestrator.planning.next_step import next_step
 from tests.wire import controller_view
 from tests.wire.faults import Fault
 from tests.wire.gpu_faults import GPU_NUMBERS, GPU_TABLE, Bench, GpuFault
@@ -96,6 +99,28 @@ def test_a_gpu_fault_is_found_and_judged_as_its_row_says(bench: Bench, row: GpuF
         assert found[0].says in decision.because
     else:
         assert isinstance(decision, Step) and decision.action is Action.NODE_COMPUTE
+
+
+def test_two_nodes_whose_probes_say_the_same_gpus_are_compared(bench: Bench, tmp_path: Path) -> None:
+    # The second node's library shows the GPUs of the first one's machine: the serial they follow from is the same.
+    second = Bench(tmp_path, bench.library, NodeGpus(tmp_path / "nvml-2", "H100", 2, "SER-0001"))
+    view = controller_view.View(PROBE)
+    other = "r01-n2"
+    view.state.nodes[other] = changed(view.record, name=other)
+    for name, report in ((controller_view.NODE, probed(bench, 20.0)), (other, probed(second, 20.0))):
+        event = ended_event(Outcome("op", name, Action.NODE_PROBE, Status.DONE, report), name)
+        view.state.apply(Event(event.kind, event.subject, event.data, at_s=controller_view.NOW_S))
+
+    def decided(name: str) -> Decision:
+        twin = view.state.identities.twin_of(name, view.site.nodes)
+        return next_step(view.state.nodes[name], view.site, controller_view.NOW_S, twin)
+
+    assert isinstance(decided(controller_view.NODE), Step), "who said it first goes on"
+    moved = decided(other)
+    assert isinstance(moved, Move) and moved.to is NodeState.QUARANTINED
+    assert re.match(
+        rf"{other} and {controller_view.NODE} both say GPU (UUID|serial) \S+, {controller_view.NODE} first", moved.because
+    )
 
 
 @pytest.mark.parametrize("name", sorted(set(GPU_FAULTS) - {"gpu_hang"}))

@@ -1,0 +1,90 @@
+"""F74 to its end: an update waits for a reset of the host; driven by the controller's decisions against a BMC on the wire."""
+
+import dataclasses
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from orchestrator.domain.node import NodeState, changed
+from orchestrator.domain.operation import MUTATING, Action, Outcome, Status
+from orchestrator.domain.plan import Hold, Move, Step
+from tests.wire.controller_view import NODE, NOW_S, View
+from tests.wire.neighbours import Wire
+from tests.wire.rows_updates import UPDATES_AND_POWER
+
+F74 = next(row for row in UPDATES_AND_POWER if row.number == "F74")
+LIMIT_S = 20.0
+
+
+@pytest.fixture(scope="module")
+def wire(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wire]:
+    wire = Wire(tmp_path_factory.mktemp("wire"))
+    try:
+        yield wire
+    finally:
+        wire.close()
+
+
+def stage_to_its_end(wire: Wire, node: str, view: View, target: object) -> tuple[Move, list[tuple[Action, str]]]:
+    """The firmware stage, each step asked of the BMC; the move that ends it, and what was changed on the way."""
+    now_s, made, end_s = NOW_S, list[tuple[Action, str]](), time.monotonic() + LIMIT_S
+    while time.monotonic() < end_s:
+        now_s += 1.0
+        decision = view.decide(now_s)
+        if isinstance(decision, Move):
+            return decision, made
+        if isinstance(decision, Hold):
+            # The controller's time runs ahead; the BMC needs real seconds to boot and to write.
+            now_s = decision.until_s
+            time.sleep(0.03)
+            continue
+        assert isinstance(decision, Step), decision
+        if decision.action is Action.SSH_IDENTIFY:
+            is_up = wire.bmcs.machines[node].boots > 0
+            facts = {"serial": view.record.serial, "image_digest": "sha256:image", "kernel": "k"}
+            status = Status.DONE if is_up else Status.UNREACHABLE
+            outcome = Outcome("ssh", NODE, decision.action, status, facts if is_up else {}, "" if is_up else "booting")
+        else:
+            answered = wire.ask(node, target, decision.action, 20.0, **decision.args)
+            outcome = dataclasses.replace(answered, node=NODE)
+            assert outcome.status is Status.DONE, outcome
+        if decision.action in MUTATING:
+            made.append((decision.action, str(decision.args.get("reset", decision.args.get("component")))))
+        view.take_in(outcome, decision.args, now_s)
+    raise AssertionError(f"not within {LIMIT_S:.0f} s: {view.decide(now_s)}")
+
+
+def a_node_with_a_stale_nic(wire: Wire) -> tuple[str, object, View]:
+    node, target = wire.credentialed(on=True)
+    wire.break_bmc(node, "stale_firmware", part="NIC1", version="28.36.1010")
+    view = View(dataclasses.replace(F74, knows={}), target.serial)
+    view.state.nodes[NODE] = changed(view.record, state=NodeState.CONFIGURED, facts={})
+    return node, target, view
+
+
+def test_an_update_that_waits_for_a_reset_gets_it_once_and_the_version_is_read_back(wire: Wire) -> None:
+    node, target, view = a_node_with_a_stale_nic(wire)
+    wire.break_bmc(node, "update_needs_reset")
+    boots = wire.bmcs.machines[node].boots
+    move, made = stage_to_its_end(wire, node, view, target)
+    assert move.to is NodeState.FIRMWARE_OK and "read back as approved" in move.because
+    assert made == [(Action.BMC_UPDATE, "NIC1"), (Action.BMC_POWER, "ForceOff"), (Action.BMC_POWER, "On")]
+    assert wire.bmcs.machines[node].boots > boots
+
+
+def test_a_reset_that_did_not_help_is_not_tried_again(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    node, target, view = a_node_with_a_stale_nic(wire)
+    wire.break_bmc(node, "update_needs_reset")
+    monkeypatch.setattr(wire.bmcs.machines[node]._power, "_on_boot", lambda now_s: None)
+    move, made = stage_to_its_end(wire, node, view, target)
+    assert move.to is NodeState.QUARANTINED
+    assert "the update of NIC1 ended and the host was reset, but NIC1 runs 28.36.1010" in move.because
+    assert [reset for action, reset in made if action is Action.BMC_POWER] == ["ForceOff", "On"]
+
+
+def test_an_update_that_asks_for_nothing_and_changed_nothing_is_no_reason_for_a_reset(wire: Wire) -> None:
+    node, target, view = a_node_with_a_stale_nic(wire)
+    wire.break_bmc(node, "update_completes_unchanged")
+    move, made = stage_to_its_end(wire, node, view, target)
+    assert move.to is NodeState.QUARANTINED and made == [(Action.BMC_UPDATE, "NIC1")]
