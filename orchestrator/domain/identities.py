@@ -45,9 +45,9 @@ Identity = tuple[str, str]
 
 @dataclass
 class IdentityBook:
-    """Per identity, the node that said it first and those that said it later; `follow` is told of records that may say other things.
+    """Per identity, the node that said it first and those that said it later.
 
-    Its cost is that of what the record says, however many nodes say the same.
+    `follow` is told of every record that may say something else than before. Its cost is that of what the record says, however many nodes say the same.
     """
 
     _first: dict[Identity, str] = field(default_factory=dict)
@@ -69,7 +69,11 @@ class IdentityBook:
 
     def follow_all(self, records: Iterable[NodeRecord]) -> None:
         """Records of a snapshot: who is in service said it first, then whoever was asked first."""
-        for record in sorted(records, key=lambda each: (each.state not in IN_SERVICE, each.fact_at_s(Action.NODE_PROBE), each.name)):
+
+        def order(record: NodeRecord) -> tuple[bool, float, str]:
+            return record.state not in IN_SERVICE, record.fact_at_s(Action.NODE_PROBE), record.name
+
+        for record in sorted(records, key=order):
             self.follow(record)
 
     def twin_of(self, name: str, present: Container[str]) -> Twin | None:
