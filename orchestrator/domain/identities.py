@@ -47,7 +47,8 @@ Identity = tuple[str, str]
 class IdentityBook:
     """Per identity, the node that said it first and those that said it later.
 
-    `follow` is told of every record that may say something else than before. Its cost is that of what the record says, however many nodes say the same.
+    `follow` is told of every record that may say something else than before. Its cost is that of what the record says, however
+    many nodes say the same.
     """
 
     _first: dict[Identity, str] = field(default_factory=dict)
