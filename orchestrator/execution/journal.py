@@ -16,13 +16,20 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from orchestrator.domain.errors import JournalBroken, JournalBusy, LeaseHeld
+from orchestrator.domain.errors import JournalBroken, LeaseHeld
 from orchestrator.domain.event import Event
 from orchestrator.domain.node import NodeRecord
 from orchestrator.domain.operation import TIMEOUT_S
 from orchestrator.domain.record_json import RECORD_SHAPE, record_from_json, record_to_json
 from orchestrator.domain.state import ClusterState
-from orchestrator.execution.journal_lock import write_lock_holder
+from orchestrator.execution.journal_transactions import (
+    BUSY_TIMEOUT_S,
+    Reading,
+    Writing,
+    say_who_keeps_it,
+    sqlite_begin_immediate,
+    sqlite_opened,
+)
 from orchestrator.planning.settle import SETTLE
 
 WHEN_IT_CANNOT_BE_OPENED = (
@@ -86,7 +93,6 @@ _PUT_RECORD = sa.text(
     "ON CONFLICT (name) DO UPDATE SET seq = excluded.seq, data = excluded.data"
 )
 
-BUSY_TIMEOUT_S = 20.0
 PARSED_AT_ONCE = 1000
 """Rows of events whose JSON is parsed in one go."""
 LEASE_S = 15.0
@@ -142,8 +148,8 @@ class Journal:
         """The file it lies in, where it is one."""
         self._engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S} if url.startswith("sqlite") else {})
         if url.startswith("sqlite"):
-            sa.event.listen(self._engine, "connect", functools.partial(_sqlite_opened, "FULL" if durable else "OFF"))
-            sa.event.listen(self._engine, "begin", _sqlite_begin_immediate)
+            sa.event.listen(self._engine, "connect", functools.partial(sqlite_opened, "FULL" if durable else "OFF"))
+            sa.event.listen(self._engine, "begin", sqlite_begin_immediate)
         try:
             # Looked at first: making tables needs the write lock, and whoever only reads must not wait for it.
             with self._engine.connect().execution_options(rackray_read=True) as connection:
@@ -151,7 +157,7 @@ class Journal:
             if not is_made:
                 _META.create_all(self._engine)
         except sa.exc.DatabaseError as error:
-            _say_who_keeps_it(error, self.file)
+            say_who_keeps_it(error, self.file)
             where = self._engine.url.render_as_string(hide_password=True)
             raise JournalBroken(f"cannot open the journal {where}: {error.orig}", WHEN_IT_CANNOT_BE_OPENED) from error
 
@@ -322,11 +328,11 @@ class Journal:
             connection.execute(sa.insert(_EVENTS), [dict(zip(_COLUMN_NAMES.split(", "), row, strict=True)) for row in rows])
         return written
 
-    def _reading(self) -> "_Reading":
-        return _Reading(self._engine)
+    def _reading(self) -> Reading:
+        return Reading(self._engine)
 
-    def _writing(self) -> "_Writing":
-        return _Writing(self, self._engine)
+    def _writing(self) -> Writing:
+        return Writing(self, self._engine)
 
 
 def _events(connection: sa.Connection, query: sa.Select[Any], bound: int) -> Iterator[Event]:
@@ -370,79 +376,6 @@ def _no_collection() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
-
-
-class _Reading:
-    """A read transaction; foreign errors become ours."""
-
-    def __init__(self, engine: sa.Engine) -> None:
-        self._connection = engine.connect().execution_options(rackray_read=True)
-
-    def __enter__(self) -> sa.Connection:
-        return self._connection.__enter__()
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        self._connection.__exit__(kind, error, trace)
-        _translate(error)
-
-
-class _Writing:
-    """A write transaction: all or nothing, durable when it ends without an error."""
-
-    def __init__(self, journal: Journal, engine: sa.Engine) -> None:
-        self._journal = journal
-        self._context = engine.begin()
-
-    def __enter__(self) -> sa.Connection:
-        if self._journal.broken:
-            raise JournalBroken(f"nothing more is written: {self._journal.broken}", "look after the disk, then start again")
-        if self._journal.before_write:
-            self._journal.before_write()
-        try:
-            return self._context.__enter__()
-        except sa.exc.DatabaseError as error:
-            _say_who_keeps_it(error, self._journal.file)
-            _translate(error)
-            raise
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        try:
-            self._context.__exit__(kind, error, trace)
-        except sa.exc.DatabaseError as broken:
-            # After a failed fsync the next one may succeed although the pages are lost: never go on in this process.
-            self._journal.broken = str(broken.orig)
-            _translate(broken)
-        _translate(error)
-        if error is None and self._journal.after_write:
-            self._journal.after_write()
-
-
-def _say_who_keeps_it(error: sa.exc.DatabaseError, file: str) -> None:
-    """Nobody could write for so long because one process did not end its transaction: name it."""
-    if getattr(error.orig, "sqlite_errorname", "").startswith("SQLITE_BUSY"):
-        holder = write_lock_holder(file)
-        who = f"{holder} keeps it locked" if holder else "some process keeps it locked"
-        hint = holder.way_out if holder else "find the process that has it open (`fuser`), and wait for it or end it"
-        raise JournalBusy(f"the journal {file} could not be written for {BUSY_TIMEOUT_S:.0f} s: {who}", hint) from error
-
-
-def _translate(error: BaseException | None) -> None:
-    if isinstance(error, sa.exc.DatabaseError):
-        raise JournalBroken(
-            f"the journal refused a transaction: {error.orig}", "check the disk under RACKRAY_HOME, then start again"
-        ) from error
-
-
-def _sqlite_opened(synchronous: str, connection: Any, _record: Any) -> None:
-    connection.isolation_level = None
-    for pragma in ("journal_mode=WAL", f"synchronous={synchronous}", "wal_autocheckpoint=2000"):
-        connection.execute(f"PRAGMA {pragma}")
-
-
-def _sqlite_begin_immediate(connection: sa.Connection) -> None:
-    # A plain BEGIN would let two writers read the same lease before either writes it.
-    reading = connection.get_execution_options().get("rackray_read", False)
-    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
 
 
 def describe_holder(holder: str) -> str:
