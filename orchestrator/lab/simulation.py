@@ -29,6 +29,8 @@ IMAGE_DIGEST = "sha256:" + hashlib.sha256(b"rackray simulated image").hexdigest(
 IMAGE_S = 2.0
 """How long a network boot takes to lay the image down and report, in seconds."""
 OS_BOOT_S = 1.0
+BOARD_LIMIT_W = 700.0
+"""The power limit of a simulated GPU that nobody has capped."""
 DURATION_S: Mapping[Action, float] = {
     Action.PLAYBOOK: 20.0,
     Action.NODE_COMPUTE: 5.0,
@@ -224,7 +226,7 @@ class SimulatedNode:
         self.boot = 0
         self.is_up = False
         self.in_cell = False
-        self.gpu_limit_w = 700.0
+        self.gpu_limit_w = BOARD_LIMIT_W
         self.gpus_of = (self.fate and self.fate.gpus_of) or node.serial
         """Whose GPUs it reports: its own, unless it is a twin."""
 
@@ -370,7 +372,7 @@ class SimulatedNode:
         }
 
     def playbook(self, args: Mapping[str, Any]) -> Mapping[str, Any]:
-        self.gpu_limit_w = args.get("variables", {}).get("gpu_power_cap_w") or self.gpu_limit_w
+        self.gpu_limit_w = args.get("variables", {}).get("gpu_power_cap_w") or BOARD_LIMIT_W
         return {"ok": 12, "changed": 5, "skipped": [], "tasks": 12, "seconds": DURATION_S[Action.PLAYBOOK]}
 
     def probe(self, args: Mapping[str, Any]) -> Mapping[str, Any]:

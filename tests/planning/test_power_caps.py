@@ -14,6 +14,7 @@ from orchestrator.domain.plan import Step
 from orchestrator.domain.run import RunState
 from orchestrator.domain.spec import ClusterSpec
 from orchestrator.drivers.spec_reader import read_spec
+from orchestrator.lab.simulation import BOARD_LIMIT_W
 from orchestrator.planning.health import judge_power_limit
 from orchestrator.planning.next_step import next_step
 from orchestrator.planning.placement import Placement, place, placeable
@@ -74,6 +75,18 @@ def test_a_bring_up_sets_the_limit_and_reads_it_back(tmp_path: Path, throttling:
     assert set(rehearsal.states().values()) == {NodeState.READY}
     limits = {name: node.gpu_limit_w for name, node in rehearsal.site.nodes.items()}
     assert limits == {name: int(cap.gpu_w or 0) for name, cap in caps.items()}
+
+    # Once the spec caps nothing any more, whoever proves itself again has its board's own limit.
+    (name, *_), power = caps, few.power
+    assert power is not None
+    racks = {rack: each.model_copy(update={"on_feed_loss": None}) for rack, each in few.racks.items()}
+    free = few.model_copy(update={"power": power.model_copy(update={"on_feed_loss": "lose"}), "racks": racks})
+    rehearsal.apply(free, "another")
+    rehearsal.request("request.drain", host="here", reason="the cap is gone", nodes=[name])
+    rehearsal.request("request.requalify", host="here", reason="the cap is gone", nodes=[name])
+    assert rehearsal.states()[name] is NodeState.READY
+    assert rehearsal.site.nodes[name].gpu_limit_w == BOARD_LIMIT_W
+    assert all(node.gpu_limit_w < BOARD_LIMIT_W for other, node in rehearsal.site.nodes.items() if other != name)
 
 
 def test_a_placement_tells_the_cap_and_who_does_not_keep_it(throttling: ClusterSpec) -> None:
