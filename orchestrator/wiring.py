@@ -23,6 +23,7 @@ from orchestrator.domain.operation import Action, Operation, Status
 from orchestrator.domain.spec import ClusterSpec
 from orchestrator.drivers.processes import ProcessId, find
 from orchestrator.drivers.spec_reader import LoadedSpec, read_spec
+from orchestrator.drivers.wall_clock import WallClock
 from orchestrator.planning.site import Site
 from orchestrator.planning.validation import check_spec
 
@@ -33,10 +34,10 @@ if TYPE_CHECKING:
     from orchestrator.drivers.interfaces import Hands, MayAct, Playbooks
     from orchestrator.drivers.secrets import SecretStore
     from orchestrator.execution.journal import Journal
+    from orchestrator.execution.journal_clock import JournalClock
     from orchestrator.execution.rehearsal import Rehearsed
     from orchestrator.execution.views import Views
 
-LISTEN_EVERY_S = 0.1
 NO_JOURNAL = "apply a spec first: `rackray apply SPEC`, or set RACKRAY_HOME"
 CELL_ACTIONS = (Action.CELL_OBSERVE, Action.RANK_START, Action.RANK_LOOK, Action.RANK_STOP)
 """Exchanges that go through the cell's own Ray; all others go through the management side."""
@@ -70,7 +71,7 @@ def open_journal(folder: Path) -> "Journal":
             # there: closing it would end the locks that this process holds on it.
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    return Journal(journal_url(folder), has_ended=_has_ended)
+    return Journal(journal_url(folder), has_ended=_has_ended, steady_s=time.monotonic)
 
 
 def open_views(folder: Path) -> "Views":
@@ -83,7 +84,7 @@ def open_views(folder: Path) -> "Views":
         near = next((home for home in (up / ".rackray" for up in folder.parent.parents) if (home / "state.db").exists()), None)
         way_out = f"the nearest one is in {near}: run the command there, or set RACKRAY_HOME" if near else NO_JOURNAL
         raise NotAsRequired(f"there is no journal in {folder}", way_out)
-    return Views(open_journal(folder), folder)
+    return Views(open_journal(folder), folder, WallClock())
 
 
 @contextlib.contextmanager
@@ -99,7 +100,8 @@ def _home_in_words(folder: Path) -> Iterator[None]:
 def request(folder: Path, kind: str, data: dict[str, Any]) -> Event:
     """Journal what somebody asks of the controller; it is durable when this returns."""
     asked = {**data, "by": data.get("by") or who(), "host": socket.gethostname()}
-    return open_journal(folder).request(Event(kind, CLUSTER, asked, time.time()))
+    journal = open_journal(folder)
+    return journal.request(Event(kind, CLUSTER, asked, _time_of(journal).now_s()))
 
 
 def who() -> str:
@@ -124,24 +126,12 @@ def decides_now(views: "Views") -> str:
     from orchestrator.execution.journal import describe_holder
 
     lease = views.lease()
-    if lease is None or not lease.holder or lease.until_s <= time.time() or _has_ended(lease.holder):
+    if lease is None or not lease.holder or lease.until_s <= views.now_s() or _has_ended(lease.holder):
         return ""
     return f"{describe_holder(lease.holder)} decides (epoch {lease.epoch})"
 
 
 # ---------------------------------------------------------------------- deciding, or following who decides
-class WallClock:
-    """Real time."""
-
-    def now_s(self) -> float:
-        """Seconds since the epoch."""
-        return time.time()
-
-    def wait_s(self, seconds: float) -> None:
-        """Sleep, but not so long that an outcome or a request has to wait."""
-        time.sleep(min(seconds, LISTEN_EVERY_S))
-
-
 def follow_or_control(
     folder: Path, until: "Callable[[Views], bool]", on_tick: "Callable[[Views], None]", spec: ClusterSpec | None = None
 ) -> None:
@@ -294,7 +284,20 @@ def build_may_act(url: str) -> "MayAct":
     from orchestrator.execution.journal import Journal
 
     journal = Journal(url)
-    return lambda epoch: journal.holds(epoch, time.time())
+    clock = _time_of(journal)
+
+    def may_act(epoch: int) -> bool:
+        clock.look()
+        return journal.holds(epoch, clock.now_s())
+
+    return may_act
+
+
+def _time_of(journal: "Journal") -> "JournalClock":
+    """The journal's time in this process."""
+    from orchestrator.execution.journal_clock import JournalClock
+
+    return JournalClock(journal, WallClock())
 
 
 def look(

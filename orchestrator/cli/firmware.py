@@ -1,6 +1,5 @@
 """`rackray firmware`: what runs on the nodes' components, against the applied baseline."""
 
-import time
 from typing import Any
 
 import click
@@ -43,7 +42,7 @@ def audit(nodes: str, as_json: bool, fresh: bool) -> int:
         found = views.node_look(name, Action.BMC_FIRMWARE)
         seen_now = looks.get(name, {}).get(Action.BMC_FIRMWARE)
         seen = seen_now or (found[1] if found else None)
-        ages[name] = "now" if seen_now else age(time.time() - found[0]) if found else "never read"
+        ages[name] = "now" if seen_now else age(views.now_s() - found[0]) if found else "never read"
         if fresh and not seen_now:
             silent.append(name)
         components: Any = seen["components"] if seen else []

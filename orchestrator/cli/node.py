@@ -1,6 +1,5 @@
 """`rackray node`: one node or a set of them."""
 
-import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -37,11 +36,10 @@ def show(nodes: str, as_json: bool) -> None:
         rows = [{"name": r.name, "state": str(r.state), "because": r.because, "pins": dict(r.pins)} for r in records]
         print_json([{**row, "facts": each} for row, each in zip(rows, facts, strict=True)])
         return
-    _print_records(records)
+    _print_records(records, views.now_s())
 
 
-def _print_records(records: list[NodeRecord]) -> None:
-    now_s = time.time()
+def _print_records(records: list[NodeRecord], now_s: float) -> None:
     for record in records:
         click.echo(f"{record.name}  {record.state} for {age(now_s - record.since_s)}: {record.because}")
         if record.run:

@@ -1,6 +1,5 @@
 """`rackray plan`: the controller's own decisions against a world in which every step succeeds; nothing is changed anywhere."""
 
-import time
 from collections.abc import Collection
 from itertools import groupby
 from pathlib import Path
@@ -95,11 +94,11 @@ def print_time(spec: ClusterSpec, planned: list[PlannedStep]) -> None:
         return
     try:
         views = wiring.open_views(wiring.home())
-        times, nodes = StageTimes().learn(views.events_since(0)), dict(views.state.nodes)
+        times, nodes, now_s = StageTimes().learn(views.events_since(0)), dict(views.state.nodes), views.now_s()
     except NotAsRequired:
-        times, nodes = StageTimes(), {}
+        times, nodes, now_s = StageTimes(), {}, 0.0
     rounds = [list(dict.fromkeys(each.step.node for each in steps)) for _, steps in groupby(planned, lambda each: each.wave)]
-    click.echo(f"time: {time_range(time_of_plan(Site.of(spec), rounds, nodes, times, time.time()))}")
+    click.echo(f"time: {time_range(time_of_plan(Site.of(spec), rounds, nodes, times, now_s))}")
 
 
 def make_plan(spec: ClusterSpec, offline: bool = False) -> tuple[list[PlannedStep], list[str]]:

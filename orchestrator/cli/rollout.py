@@ -1,7 +1,6 @@
 """`rackray rollout`: the rollout that is going on: how it stands, and what people may say about it."""
 
 import dataclasses
-import time
 from typing import Any
 
 import click
@@ -35,7 +34,7 @@ def status(as_json: bool) -> int:
     views = wiring.open_views(wiring.home())
     if not views.state.rollout.number:
         raise NotAsRequired("there has been no rollout yet", "`rackray apply SPEC` starts one")
-    found = report(views.state, StageTimes().learn(views.events_since(0)), time.time())
+    found = report(views.state, StageTimes().learn(views.events_since(0)), views.now_s())
     if as_json:
         print_json(as_json_report(found))
     else:
@@ -136,6 +135,6 @@ def _accept(answer: str) -> None:
 
 
 def _end(views: Views) -> int:
-    found = report(views.state, StageTimes(), time.time())
+    found = report(views.state, StageTimes(), views.now_s())
     print_report(found)
     return 0 if found.word == "finished" and not found.failed else 1

@@ -52,7 +52,7 @@ class RolloutView(LiveLines):
         state = views.state
         if state.spec is None or state.rollout.finished:
             return ""
-        site, now_s = Site.of(state.spec), time.time()
+        site, now_s = Site.of(state.spec), views.now_s()
         left = time_left(site, state.rollout, state.nodes, self._times, now_s)
         late = late_nodes(site, state.rollout, state.nodes, self._times, now_s)
         stuck = f"; stuck: {', '.join(each.node for each in late[:3])}" if late else ""

@@ -1,6 +1,5 @@
 """`rackray status`: where every node stands, why, since when; and with `--listeners`, what listens where on this host."""
 
-import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -40,7 +39,7 @@ def status(nodes: str, as_json: bool, listeners: bool, each: bool) -> None:
     if as_json:
         print_json(as_json_status(views, names))
         return
-    now_s = time.time()
+    now_s = views.on_the_wall_s(views.now_s())
     told = as_json_status(views, names)
     for title, key, counts in (("node", "nodes", "counts"), ("equipment", "equipment", "equipment_counts")):
         rows = status_rows(told[key], now_s, together=not each and len(names) > MANY)
@@ -91,17 +90,17 @@ def as_json_status(views: Views, names: list[str]) -> dict[str, Any]:
     told: dict[str, Any] = {}
     for key, counts, is_equipment in (("nodes", "counts", False), ("equipment", "equipment_counts", True)):
         chosen_ones = [record for record in records if record.is_equipment is is_equipment]
-        told[key] = [_row(record, caps.get(record.name)) for record in chosen_ones]
+        told[key] = [_row(record, caps.get(record.name), views.on_the_wall_s(record.since_s)) for record in chosen_ones]
         told[counts] = dict(sorted(Counter(str(record.state) for record in chosen_ones).items()))
     return told
 
 
-def _row(record: NodeRecord, cap: PowerCap | None) -> dict[str, Any]:
+def _row(record: NodeRecord, cap: PowerCap | None, since_s: float) -> dict[str, Any]:
     because = record.because
     if record.state in BRING_UP and record.last_problem:
         tries = counted(record.failures + record.silences, "failed exchange")
         because += f"; {tries} since: {record.last_problem}"
-    row = {"name": record.name, "state": str(record.state), "since": record.since_s, "because": because}
+    row = {"name": record.name, "state": str(record.state), "since": since_s, "because": because}
     row |= {"power_cap_w": round(cap.node_w), "gpu_power_cap_w": cap.gpu_w and round(cap.gpu_w)} if cap is not None else {}
     return {**row, "kind": record.kind} if record.is_equipment else row
 

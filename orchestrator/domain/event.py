@@ -21,6 +21,7 @@ run.*                 run       see domain/run.py
 request.*             cluster   what somebody asks of the controller: by, host, reason, ...
 request.handled       cluster   request (seq), answer
 controller.took       cluster   holder
+controller.clock      cluster   ahead_s, by_s, because                       (somebody set the clock; times here do not follow it)
 controller.slept      cluster   idle_s                                       (nobody decided: stages have their time again)
 """
 

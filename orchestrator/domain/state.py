@@ -51,6 +51,8 @@ class ClusterState:
     """Requests nobody has handled yet, by seq."""
     answers: dict[int, str] = field(default_factory=dict)
     """What became of handled requests, by seq."""
+    ahead_s: float = 0.0
+    """How far the clock was last seen ahead of the journal's time, in seconds: somebody has set it."""
     epoch: int = 0
     holder: str = ""
     seq: int = 0
@@ -74,6 +76,8 @@ class ClusterState:
             self._apply_spec(event)
         elif event.kind == "controller.slept":
             self._give_whole_time(self.nodes, event.at_s)
+        elif event.kind == "controller.clock":
+            self.ahead_s = float(event.data["ahead_s"])
         elif event.kind == "controller.took":
             self.epoch, self.holder = event.epoch, event.data["holder"]
         else:

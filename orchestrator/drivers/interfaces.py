@@ -9,8 +9,17 @@ from orchestrator.domain.operation import Operation, Outcome, Target
 class Clock(Protocol):
     """Time as the controller sees it."""
 
+    @property
+    def boot(self) -> str:
+        """Which run of the machine's timer `steady_s` counts from."""
+        ...
+
     def now_s(self) -> float:
-        """Seconds since the epoch."""
+        """Seconds since the epoch; somebody may set it, forward or back, at any time."""
+        ...
+
+    def steady_s(self) -> float:
+        """Seconds of the machine's own timer, which nobody sets: alike in every process of one boot."""
         ...
 
     def wait_s(self, seconds: float) -> None:

@@ -16,7 +16,7 @@ LOOK_EVERY_S = 0.1
 
 def answer_requests(journal: Journal, holder: str, clock: Clock, home: Path, views: Views) -> None:
     """Take the lease, answer every request that waits, and give it back. Raises LeaseHeld while somebody else decides."""
-    epoch = journal.take_lease(holder, clock.now_s())
+    epoch = journal.take_lease(holder, views.now_s())
     with views.shared() as shared:
         controller = Controller(journal, NoHands(), clock, epoch, home, shared.state, shared.tell)
         try:
@@ -27,9 +27,9 @@ def answer_requests(journal: Journal, holder: str, clock: Clock, home: Path, vie
 
 def wait_for_answer(journal: Journal, request: int, holder: str, clock: Clock, home: Path) -> str:
     """What became of the request with this number: from whoever decides, or by answering it ourselves if nobody does."""
-    views = Views(journal, home)
+    views = Views(journal, home, clock)
     while request not in views.state.answers:
-        if journal.is_free(journal.lease(), clock.now_s()):
+        if journal.is_free(journal.lease(), views.now_s()):
             with contextlib.suppress(LeaseHeld):  # somebody was quicker and will answer
                 answer_requests(journal, holder, clock, home, views)
         else:

@@ -21,6 +21,7 @@ from orchestrator.domain.rollout import is_untouched
 from orchestrator.domain.state import ClusterState
 from orchestrator.drivers.interfaces import Clock, Hands
 from orchestrator.execution.journal import Journal, LeaseLost, Observation
+from orchestrator.execution.journal_clock import JournalClock
 from orchestrator.execution.run_keeper import RunKeeper
 from orchestrator.planning.common_cause import common_causes, spare_the_silent
 from orchestrator.planning.fleet_book import FleetBook
@@ -29,7 +30,7 @@ from orchestrator.planning.next_step import next_step
 from orchestrator.planning.requests import answer_request
 from orchestrator.planning.rollout import admit, why_stop, why_stop_again
 from orchestrator.planning.site import Site
-from orchestrator.planning.takeover import ASLEEP_S, disowned, slept
+from orchestrator.planning.takeover import ASLEEP_S, clock_was_set, disowned, slept
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,8 @@ class Controller:
         `state` is a fold that somebody has made already; it is taken over and brought up to date. `on_event` hears of every
         event after that.
         """
-        self.journal, self.hands, self.clock, self.epoch = journal, hands, clock, epoch
+        self.journal, self.hands, self.epoch = journal, hands, epoch
+        self.clock = clock = JournalClock(journal, clock)
         self._flying: dict[str, Flying] = {}
         self._changed: set[str] = set()
         self._busy: set[str] = set()
@@ -86,6 +88,7 @@ class Controller:
         self._unfollowed: dict[str, None] = {}
         self._numbers = itertools.count(1)
         self._stamped_s = 0.0
+        clock.settle(epoch)
         self._renewed_at_s = clock.now_s()
         self._site: Site | None = None
         self.waiting: dict[str, str] = {}
@@ -134,6 +137,7 @@ class Controller:
     def tick(self) -> bool:
         """One round; returns whether anything happened. Raises LeaseLost."""
         now_s = self.clock.now_s()
+        self._note_the_clock(now_s)
         self._commit(slept(self.state.nodes, self._renewed_at_s, now_s) if now_s > self._renewed_at_s + ASLEEP_S else [], now_s)
         if now_s - self._renewed_at_s > RENEW_EVERY_S:
             self.journal.renew(self.epoch, now_s)
@@ -146,6 +150,12 @@ class Controller:
         moved |= self._advance(now_s)
         moved |= self.runs.advance(self.state, self._site)
         return moved
+
+    def _note_the_clock(self, now_s: float) -> None:
+        """Somebody set this host's clock: nothing is decided by it, and people are told, who read times by it."""
+        for event in clock_was_set(self.state.ahead_s, self.clock.ahead_s()):
+            log.warning("%s", event.data["because"])
+            self._commit([event], now_s)
 
     # ------------------------------------------------------------------ phase 1: what came back
     def _take_in(self, outcomes: list[Outcome], now_s: float) -> bool:
@@ -378,7 +388,9 @@ class Controller:
 
     def _fold(self, event: Event) -> None:
         self.state.apply(event)
-        self._stamped_s = max(self._stamped_s, event.at_s)
+        if event.epoch:
+            # Requests bear the time of whoever asks, by a clock that may be anything.
+            self._stamped_s = max(self._stamped_s, event.at_s)
         if event.subject in self.state.nodes:
             self._changed.add(event.subject)
             self._follow(event.subject)

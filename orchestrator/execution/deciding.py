@@ -32,13 +32,13 @@ class Decider:
 
         Raises NotAsRequired when there is nothing to decide about.
         """
-        views = Views(self.journal, self.folder)
+        views = Views(self.journal, self.folder, self.clock)
         while True:
             views.refresh()
             on_tick(views)
             if until(views):
                 return
-            if self.journal.is_free(self.journal.lease(), self.clock.now_s()) and self._decide(views, until, on_tick, spec):
+            if self.journal.is_free(self.journal.lease(), views.now_s()) and self._decide(views, until, on_tick, spec):
                 return
             self.clock.wait_s(FOLLOW_EVERY_S)
 
@@ -50,7 +50,7 @@ class Decider:
         if spec is None:
             raise NotAsRequired("no spec has been applied", "apply one first: `rackray apply SPEC`")
         try:
-            epoch = self.journal.take_lease(self.holder, self.clock.now_s())
+            epoch = self.journal.take_lease(self.holder, views.now_s())
         except LeaseHeld:
             return False
         with views.shared() as shared:

@@ -72,6 +72,12 @@ _SNAPSHOTS = sa.Table(
     sa.Column("seq", sa.Integer, nullable=False),
     sa.Column("data", sa.Text, nullable=False),
 )
+_CLOCKS = sa.Table(
+    "clocks",
+    _META,
+    sa.Column("boot", sa.String(128), primary_key=True),
+    sa.Column("offset_s", sa.Float, nullable=False),
+)
 _HEAD = ""
 """The row of `snapshots` that belongs to no node: the seq up to which all rows hold, and the shape of a record in `data`."""
 _EVENT_COLUMNS = (_EVENTS.c.seq, _EVENTS.c.at_s, _EVENTS.c.epoch, _EVENTS.c.kind, _EVENTS.c.subject, _EVENTS.c.data)
@@ -92,6 +98,11 @@ _PUT_RECORD = sa.text(
     "INSERT INTO snapshots (name, seq, data) VALUES (:name, :seq, :data) "
     "ON CONFLICT (name) DO UPDATE SET seq = excluded.seq, data = excluded.data"
 )
+
+_PUT_CLOCK = sa.text(
+    "INSERT INTO clocks (boot, offset_s) VALUES (:boot, :offset_s) ON CONFLICT (boot) DO UPDATE SET offset_s = excluded.offset_s"
+)
+_OFFSET = sa.select(_CLOCKS.c.offset_s).where(_CLOCKS.c.boot == sa.bindparam("boot"))
 
 PARSED_AT_ONCE = 1000
 """Rows of events whose JSON is parsed in one go."""
@@ -134,14 +145,17 @@ class Journal:
         before_write: Callable[[], None] | None = None,
         after_write: Callable[[], None] | None = None,
         durable: bool = True,
+        steady_s: Callable[[], float] | None = None,
     ) -> None:
         """Open (and create) the journal at `url`. One of a rehearsal need not be `durable`: nothing in it was really done.
 
         `has_ended` says whether a lease holder's process has certainly ended, so that its lease need not run out first. The two
-        hooks are called around every write; tests kill the process there. Raises JournalBroken when the file cannot be opened,
-        or is no journal of ours.
+        hooks are called around every write; tests kill the process there. `steady_s` is a timer that nobody sets: with it the
+        lease of another host is judged by how long it was seen unchanged, not by two clocks alone. Raises JournalBroken when the
+        file cannot be opened, or is no journal of ours.
         """
         self._has_ended, self.before_write, self.after_write = has_ended, before_write, after_write
+        self._steady_s, self._watched, self._watched_since_s = steady_s, Lease(0, "", 0.0), 0.0
         self.broken = ""
         """Why nothing more is written: a commit failed. What the disk then holds is known only after opening it anew."""
         self.file = sa.make_url(url).database or ""
@@ -263,10 +277,38 @@ class Journal:
             head = connection.execute(sa.select(_SNAPSHOTS.c.seq, _SNAPSHOTS.c.data).where(_SNAPSHOTS.c.name == _HEAD)).first()
         return head.seq if head is not None and head.data == RECORD_SHAPE else 0
 
-    # ------------------------------------------------------------------ the lease
+    # ------------------------------------------------------------------ time and the lease
+    def clock_offset_s(self, boot: str) -> float | None:
+        """What to add to the timer of this boot to have the journal's time; None where nobody has settled it."""
+        with self._reading() as connection:
+            found = _quick(connection, _OFFSET, boot=boot).scalar()
+        return None if found is None else float(found)
+
+    def keep_clock(self, boot: str, offset_s: float, epoch: int) -> None:
+        """Settle that number. Raises LeaseLost like `commit`."""
+        with self._writing() as connection:
+            self._check(connection, epoch)
+            connection.execute(_PUT_CLOCK, {"boot": boot, "offset_s": offset_s})
+
+    def clock_ahead_s(self) -> float:
+        """How far the clock was last seen ahead of the journal's time, in seconds."""
+        told = _NOT_OF_NODES & (_EVENTS.c.kind == "controller.clock")
+        with self._reading() as connection:
+            data = connection.execute(sa.select(_EVENTS.c.data).where(told).order_by(_EVENTS.c.seq.desc()).limit(1)).scalar()
+        return float(json.loads(data)["ahead_s"]) if data else 0.0
+
     def is_free(self, lease: Lease | None, now_s: float) -> bool:
         """Whether anyone may take it: given back, its holder has ended, or it ran out so long ago that every exchange is over."""
-        return lease is None or not lease.holder or self._has_ended(lease.holder) or now_s > lease.until_s + TAKEOVER_GRACE_S
+        if lease is None or not lease.holder or self._has_ended(lease.holder):
+            return True
+        has_run_out = now_s > lease.until_s + TAKEOVER_GRACE_S
+        if self._steady_s is None:
+            return has_run_out
+        if lease != self._watched:
+            self._watched, self._watched_since_s = lease, self._steady_s()
+        unchanged_s = self._steady_s() - self._watched_since_s
+        # Its holder may be on a host with another clock: one that lives renews in time, and one that does not never will.
+        return unchanged_s > LEASE_S + TAKEOVER_GRACE_S or (has_run_out and unchanged_s > LEASE_S)
 
     def take_lease(self, holder: str, now_s: float) -> int:
         """Become the one who decides; returns the new epoch. Raises LeaseHeld while somebody else does."""

@@ -10,7 +10,9 @@ from orchestrator.domain.operation import Action
 from orchestrator.domain.run import RunRecord
 from orchestrator.domain.run_progress import RunProgress
 from orchestrator.domain.state import ClusterState
+from orchestrator.drivers.interfaces import Clock
 from orchestrator.execution.journal import Journal, Lease
+from orchestrator.execution.journal_clock import JournalClock
 from orchestrator.execution.run_lines import lines_path
 
 PROGRESS_KEY = "progress"
@@ -28,8 +30,9 @@ class Sharing:
 class Views:
     """The state as the journal tells it, brought up to date by `refresh`."""
 
-    def __init__(self, journal: Journal, home: Path) -> None:
+    def __init__(self, journal: Journal, home: Path, clock: Clock | None = None) -> None:
         self._journal, self._home = journal, home
+        self._time = JournalClock(journal, clock) if clock else None
         self.state: ClusterState = journal.load()
         self.latest: list[Event] = []
         """Events that the last `refresh` brought; none before the first."""
@@ -56,6 +59,17 @@ class Views:
 
     def _told_of(self, event: Event) -> None:
         self._told.append(event)
+
+    def now_s(self) -> float:
+        """The journal's time, by which the age of what it holds is reckoned; without a clock, that of its last decision."""
+        if self._time is None:
+            return self._journal.newest_s()
+        self._time.look()
+        return self._time.now_s()
+
+    def on_the_wall_s(self, at_s: float) -> float:
+        """What the clock says, or would have said if nobody had set it since, at the journal's time `at_s`."""
+        return at_s + (self._time.ahead_s() if self._time else 0.0)
 
     def lease(self) -> Lease | None:
         """Who decides at the moment."""

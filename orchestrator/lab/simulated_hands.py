@@ -17,8 +17,14 @@ class VirtualClock:
         """With a quantum, everything that happens within so many seconds is met in one tick, as on a busy controller."""
         self._site, self._quantum_s = site, quantum_s
 
+    boot = "virtual"
+
     def now_s(self) -> float:
         """Virtual seconds since the epoch."""
+        return self._site.now_s
+
+    def steady_s(self) -> float:
+        """The same: nobody sets it."""
         return self._site.now_s
 
     def wait_s(self, seconds: float) -> None:

@@ -75,8 +75,13 @@ class Remote:
     def close(self) -> None:
         """The world goes on."""
 
+    boot = "virtual"
+
     def now_s(self) -> float:
         return float(self._ask("now"))  # type: ignore[arg-type]
+
+    def steady_s(self) -> float:
+        return self.now_s()
 
     def wait_s(self, seconds: float) -> None:
         self._ask("wait", seconds)

@@ -93,8 +93,13 @@ class Peers:
 class WallClock:
     """Real time; whoever was frozen is slow to notice, so that its threads have only the fence before them."""
 
+    boot = "this one"
+
     def now_s(self) -> float:
         return time.time()
+
+    def steady_s(self) -> float:
+        return time.monotonic()
 
     def wait_s(self, seconds: float) -> None:
         began_s = time.time()

@@ -25,6 +25,7 @@ from orchestrator.domain.rehearsal import FaultProfile, FeedLoss, StageTimes
 from orchestrator.domain.state import ClusterState
 from orchestrator.execution.controller import Controller, everything_settled
 from orchestrator.execution.journal import Journal, LeaseLost
+from orchestrator.execution.journal_clock import JournalClock
 from orchestrator.lab.simulated_hands import SimulatedHands, VirtualClock
 from orchestrator.lab.simulation import Deed, SimulatedSite
 from tests.execution.site import apply_request, lab_4
@@ -34,6 +35,7 @@ from tests.simulation.invariants import Past
 
 MOST_TICKS = 20_000
 LONGEST_S = 24 * 3600.0
+TEN_YEARS_S = 3652.5 * 86_400
 TMPFS = Path("/dev/shm")
 
 
@@ -155,12 +157,22 @@ class FusedHands(SimulatedHands):
 
 
 class ShiftedClock(VirtualClock):
-    """A clock that was set by some seconds."""
+    """A clock that was set by some seconds, and that somebody may set again at any moment; the timer goes on."""
 
     shift_s = 0.0
+    jumps: tuple[float, ...] = ()
+    """Where it is set next, each time it is waited on that long: seconds of the shift."""
 
     def now_s(self) -> float:
         return super().now_s() + self.shift_s
+
+    def wait_s(self, seconds: float) -> None:
+        super().wait_s(seconds)
+        if self.jumps and self._site.now_s > self.jump_at_s:
+            self.shift_s, *left = self.jumps
+            self.jumps, self.jump_at_s = tuple(left), self._site.now_s + 60.0
+
+    jump_at_s = 0.0
 
 
 class Story:
@@ -195,6 +207,10 @@ class Story:
         self.watcher = Watcher(self.site, Past(self.spec), home / "state.db")
         self.site.watcher, self.site.deeds = self.watcher, WatchedDeeds(self.watcher)
         self.clock = ShiftedClock(self.site, quantum_s=dice.choice((0.5, 2.0, 4.0)))
+        if seed % 4 == 1:
+            # Ten years ahead and right again, or back and forth, while controllers run.
+            years = dice.choice((TEN_YEARS_S, -TEN_YEARS_S))
+            self.clock.jumps, self.clock.jump_at_s = (years, 0.0, 60.0, 0.0), self.site.now_s + dice.uniform(1.0, 300.0)
         self.asked: list[int] = []
         self._holders = 0
 
@@ -220,7 +236,7 @@ class Story:
             place = self.dice.choice(("before write", "after write", "before submit", "after submit"))
             self._run(Fuse(place, self.dice.randint(1, 80)))
             self.site.pass_to(self.site.now_s + self.dice.choice((0.1, 5.0, 40.0)))
-            self.clock.shift_s = self.dice.choice((0.0, 0.0, -60.0, 60.0))
+            self.clock.shift_s = self.dice.choice((0.0, 0.0, -60.0, 60.0, -TEN_YEARS_S, TEN_YEARS_S))
             self._ask_something()
         self._run(Fuse())
         self._ask_something()
@@ -241,11 +257,17 @@ class Story:
 
         journal = Journal(self.url, lambda holder: True, lambda: fuse.burn("before write"), written)
         gate = Journal(self.url)
-        hands = FusedHands(self.site, lambda epoch: gate.holds(epoch, self.clock.now_s()), fuse)
+        time = JournalClock(gate, self.clock)
+
+        def may_act(epoch: int) -> bool:
+            time.look()
+            return gate.holds(epoch, time.now_s())
+
+        hands = FusedHands(self.site, may_act, fuse)
         self._holders += 1
         controller: Controller | None = None
         try:
-            epoch = journal.take_lease(f"simulated:{self._holders}:0:0", self.clock.now_s())
+            epoch = journal.take_lease(f"simulated:{self._holders}:0:0", time.now_s())
             controller = Controller(journal, hands, self.clock, epoch, self.home)
             self._tick(controller)
             self._same_as_on_disk(controller)
@@ -274,7 +296,7 @@ class Story:
         """The frozen controller goes on after another one has taken over: nothing of it may reach anyone."""
         other = Journal(self.url, lambda holder: True, None, self.watcher.committed)
         self._holders += 1
-        epoch = other.take_lease(f"simulated:{self._holders}:0:0", self.clock.now_s())
+        epoch = other.take_lease(f"simulated:{self._holders}:0:0", JournalClock(other, self.clock).now_s())
         SimulatedHands.submit(hands, hands.held)
         try:
             for _ in range(3):
