@@ -12,7 +12,6 @@ import resource
 import socket
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ from orchestrator.domain.errors import BadInput, NotAsRequired
 from orchestrator.domain.event import CLUSTER, Event
 from orchestrator.domain.operation import Action, Operation, Status
 from orchestrator.domain.spec import ClusterSpec
-from orchestrator.drivers.processes import ProcessId, find
+from orchestrator.drivers.lease_holder import has_ended, this_holder
 from orchestrator.drivers.spec_reader import LoadedSpec, read_spec
 from orchestrator.drivers.wall_clock import WallClock
 from orchestrator.planning.site import Site
@@ -71,7 +70,7 @@ def open_journal(folder: Path) -> "Journal":
             # there: closing it would end the locks that this process holds on it.
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    return Journal(journal_url(folder), has_ended=_has_ended, steady_s=time.monotonic)
+    return Journal(journal_url(folder), has_ended=has_ended, steady_s=time.monotonic)
 
 
 def open_views(folder: Path) -> "Views":
@@ -109,24 +108,12 @@ def who() -> str:
     return os.environ.get("SUDO_USER") or getpass.getuser()
 
 
-def _holder() -> str:
-    """This process, as a lease names it: host, pid, start time, so that a pid used again is not mistaken for it."""
-    me = find(os.getpid())
-    return f"{socket.gethostname()}:{os.getpid()}:{me.started_ticks if me else 0}:{uuid.uuid4().hex[:8]}"
-
-
-def _has_ended(holder: str) -> bool:
-    """Whether the process that held a lease has certainly ended: only known for this host."""
-    host, pid, ticks, *_ = [*holder.split(":"), "0", "0"]
-    return host == socket.gethostname() and not ProcessId(int(pid), int(ticks)).is_alive()
-
-
 def decides_now(views: "Views") -> str:
     """The process that decides at the moment, for people; empty where none does, also where its process has just ended."""
     from orchestrator.execution.journal import describe_holder
 
     lease = views.lease()
-    if lease is None or not lease.holder or lease.until_s <= views.now_s() or _has_ended(lease.holder):
+    if lease is None or not lease.holder or lease.until_s <= views.now_s() or has_ended(lease.holder):
         return ""
     return f"{describe_holder(lease.holder)} decides (epoch {lease.epoch})"
 
@@ -138,7 +125,7 @@ def follow_or_control(
     """Until `until(views)`: decide, if nobody else does, or follow who does. See `execution/deciding.py`."""
     from orchestrator.execution.deciding import Decider
 
-    decider = Decider(folder, open_journal(folder), WallClock(), _holder(), lambda site: build_hands(folder, site))
+    decider = Decider(folder, open_journal(folder), WallClock(), this_holder(), lambda site: build_hands(folder, site))
     decider.run(until, on_tick, spec)
 
 
@@ -146,7 +133,7 @@ def tell(folder: Path, kind: str, data: dict[str, Any]) -> str:
     """Ask something of whoever decides and wait for the answer; where nobody does, decide just that and begin nothing."""
     from orchestrator.execution.answering import wait_for_answer
 
-    return wait_for_answer(open_journal(folder), request(folder, kind, data).seq, _holder(), WallClock(), folder)
+    return wait_for_answer(open_journal(folder), request(folder, kind, data).seq, this_holder(), WallClock(), folder)
 
 
 # ---------------------------------------------------------------------- training jobs

@@ -220,7 +220,7 @@ def test_a_controller_whose_process_has_just_ended_decides_nothing(home: Path) -
 def test_the_controller_that_runs_is_named(home: Path) -> None:
     half_way(home)
     journal = Journal(f"sqlite:///{home}/state.db")
-    journal.take_lease(wiring._holder(), time.time())
+    journal.take_lease(wiring.this_holder(), time.time())
     assert wiring.decides_now(wiring.open_views(home)).startswith(f"process {os.getpid()} on {socket.gethostname()} decides")
     journal.close()
 

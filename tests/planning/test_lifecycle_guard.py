@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.domain.event import Event
+from orchestrator.domain.identities import Twin
 from orchestrator.domain.node import LEGAL_MOVES, NodeRecord, NodeState, can_move
 from orchestrator.domain.plan import Decision, Move
 from orchestrator.execution import controller
@@ -59,10 +60,10 @@ def test_events_after_a_refused_move_rest_on_it_and_are_left_out_too() -> None:
 def test_a_mistake_in_planning_leaves_one_node_alone_and_the_others_come_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def mistaken(record: NodeRecord, site: Site, now_s: float) -> Decision:
+    def mistaken(record: NodeRecord, site: Site, now_s: float, twin: Twin | None) -> Decision:
         if record.name == "r01-n1" and record.state is NodeState.IDENTIFIED:
             return Move(record.name, NodeState.READY, "surely it is sound")
-        return next_step(record, site, now_s)
+        return next_step(record, site, now_s, twin)
 
     monkeypatch.setattr(controller, "next_step", mistaken)
     site = Rehearsal(tmp_path, all_at_once(stage_limit_s=3600.0))

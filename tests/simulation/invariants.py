@@ -164,7 +164,8 @@ def ready_means_sound(event: Event, state: ClusterState, site: SimulatedSite, pa
             yield f"{record.name} became ready on a {check} older than its last power event or firmware change"
     if node.sick_gpus and not is_equipment:
         yield f"{record.name} became ready with sick GPUs"
-    serving = [name for name, other in state.nodes.items() if other.state in IN_SERVICE and name != record.name]
+    others = [other for other in state.nodes.values() if not other.is_equipment and other is not record]
+    serving = [other.name for other in others if other.state in IN_SERVICE]
     if not is_equipment and (twins := [name for name in serving if site.nodes[name].gpus_of == node.gpus_of]):
         yield f"{record.name} became ready with the GPUs of {twins[0]}"
     if node.machine.serial != node.node.serial:

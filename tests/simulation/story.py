@@ -6,6 +6,7 @@ where it was interrupted. Exit 1 when a check fails.
 
 import argparse
 import json
+import logging
 import os
 import random
 import shutil
@@ -391,6 +392,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("count", type=int, nargs="?", default=1, help="how many histories")
     parser.add_argument("--log", type=Path, help="a line per history; what stands in it is not played again")
     asked = parser.parse_args(arguments)
+    logging.getLogger("orchestrator").setLevel(logging.ERROR)  # faults on purpose are no news
     began_s, failed = time.monotonic(), 0
     seeds = range(asked.first, asked.first + asked.count)
     done = asked.log.read_text().splitlines() if asked.log and asked.log.exists() else []
