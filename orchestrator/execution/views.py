@@ -14,6 +14,7 @@ from orchestrator.drivers.interfaces import Clock
 from orchestrator.execution.journal import Journal, Lease
 from orchestrator.execution.journal_clock import JournalClock
 from orchestrator.execution.run_lines import lines_path
+from orchestrator.planning.takeover import JUMP_S
 
 PROGRESS_KEY = "progress"
 """Key under which a run's latest progress stands in the observations table."""
@@ -69,7 +70,9 @@ class Views:
 
     def on_the_wall_s(self, at_s: float) -> float:
         """What the clock says, or would have said if nobody had set it since, at the journal's time `at_s`."""
-        return at_s + (self._time.ahead_s() if self._time else 0.0)
+        ahead_s = self._time.ahead_s() if self._time else 0.0
+        # Told alike each time it is asked: drift is none of it, nor the moment between two readings.
+        return at_s + round(ahead_s) if abs(ahead_s) > JUMP_S else at_s
 
     def lease(self) -> Lease | None:
         """Who decides at the moment."""

@@ -11,6 +11,7 @@ from orchestrator.domain.state import ClusterState
 from orchestrator.execution.controller import Controller, everything_settled
 from orchestrator.execution.journal import LEASE_S, TAKEOVER_GRACE_S, Journal
 from orchestrator.execution.journal_clock import JournalClock
+from orchestrator.execution.views import Views
 from orchestrator.lab.simulated_hands import SimulatedHands, VirtualClock
 from orchestrator.lab.simulation import SimulatedSite
 from orchestrator.planning.takeover import clock_was_set
@@ -163,3 +164,15 @@ def test_drift_is_no_news() -> None:
     assert clock_was_set(0.0, 4.9) == [] and clock_was_set(100.0, 96.0) == []
     (event,) = clock_was_set(0.0, -7200.0)
     assert event.data["ahead_s"] == -7200.0 and "was set back by 2.0 h" in event.data["because"]
+
+
+def test_people_read_times_by_the_clock_as_it_is_now_and_the_same_ones_each_time(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    begin_s = world.site.now_s
+    world.decide(lambda state: world.site.now_s > begin_s + 12.0)
+    views = Views(world.journal, tmp_path, world.clock)
+    since_s = views.state.nodes["r01-n1"].since_s
+    assert views.on_the_wall_s(since_s) == since_s and views.now_s() == pytest.approx(world.site.now_s)
+    world.clock.shift_s = TEN_YEARS_S
+    assert views.on_the_wall_s(since_s) == since_s + TEN_YEARS_S, "as if it had happened by today's clock"
+    assert views.now_s() - since_s == pytest.approx(world.site.now_s - since_s), "ages are what they are"
