@@ -65,6 +65,9 @@ class Watcher:
             for name, event_check in invariants.EVERY_EVENT.items():
                 self._say(name, event_check(event, self.state, self.site, self.past))
             self.state.apply(event)
+            record = self.state.nodes.get(event.subject)
+            if record is not None and record.open is not None:
+                self.past.intended_at_s.setdefault(record.open.id, self.site.now_s)
             if event.kind == "node.moved" and event.data["to"] in (NodeState.REPAIRING, NodeState.MAINTENANCE):
                 self.past.touched.discard(event.subject)
         rollout = self.state.rollout
