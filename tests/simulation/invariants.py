@@ -35,7 +35,7 @@ class Past:
     deeds: dict[tuple[str, Action], float] = field(default_factory=dict)
     """When each action last really happened at each node."""
     intended_at_s: dict[str, float] = field(default_factory=dict)
-    """When each operation's intent was on disk, by the site's time: the journal's may be years off, in histories with clock jumps."""
+    """When each intent was on disk, by the site's time: the journal's may be years off, in histories with clock jumps."""
     powered_on_s: dict[str, float] = field(default_factory=dict)
     resets: Counter[str] = field(default_factory=Counter)
     """How often each node was switched off since its last update."""
