@@ -5,7 +5,7 @@ on two nodes, that the image carries a key, so that pinning it proves nothing. E
 """
 
 import itertools
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from orchestrator.domain.node import IN_SERVICE, NodeRecord, NodeState
@@ -22,7 +22,10 @@ WAYS_OUT: Mapping[str, str] = {
     GPU_SERIAL: _ONE_GPU,
     HOST_KEY: "every node needs a key of its own: does the image bring one along, or do two addresses lead to one machine?",
 }
-NO_SERIAL = frozenset({"", "n/a", "na", "none", "unknown", "notspecified", "default"})
+NO_SERIAL = frozenset(
+    {"n/a", "[n/a]", "na", "none", "null", "unknown", "not specified", "default string", "123456789", "0123456789"}
+)
+FILLERS = frozenset("- .:_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,7 @@ class IdentityBook:
 
     def follow(self, record: NodeRecord) -> None:
         """The node's record was replaced by this one."""
-        said = () if record.state in GIVEN_UP else tuple(dict.fromkeys(identities_of(record)))
+        said = () if record.state in GIVEN_UP else tuple(identities_of(record))
         before = self._said.get(record.name, ())
         if said != before:
             self._said[record.name] = said
@@ -82,7 +85,7 @@ class IdentityBook:
         if not self._later:
             return None
         for identity in self._said.get(name, ()):
-            if name in self._later.get(identity, ()):
+            if name in self._later.get(identity, ()) and is_one(identity[1].removeprefix("GPU-")):
                 holders = itertools.chain((self._first[identity],), self._later[identity])
                 first = next((each for each in holders if each in present), name)
                 if first != name:
@@ -102,19 +105,20 @@ class IdentityBook:
             self._later.pop(identity, None)
 
 
-def identities_of(record: NodeRecord) -> Iterator[Identity]:
-    """Everything the node has said of itself in the present proof; placeholders that makers leave behind are nothing."""
+def identities_of(record: NodeRecord) -> list[Identity]:
+    """Everything the node has said of itself in the present proof, placeholders too: see `is_one`."""
+    found: list[Identity] = []
     for gpu in (record.fact(Action.NODE_PROBE) or {}).get("gpus") or ():
-        if isinstance(uuid := gpu.get("uuid"), str) and is_one(uuid.removeprefix("GPU-")):
-            yield GPU_UUID, uuid
-        if isinstance(serial := gpu.get("serial"), str) and is_one(serial):
-            yield GPU_SERIAL, serial
+        if uuid := gpu.get("uuid"):
+            found.append((GPU_UUID, uuid))
+        if serial := gpu.get("serial"):
+            found.append((GPU_SERIAL, serial))
     key = (record.fact(Action.IMAGE_REPORT) or {}).get("ssh_host_key") or record.pins.get("ssh_host_key")
     if key:
-        yield HOST_KEY, key
+        found.append((HOST_KEY, key))
+    return found
 
 
 def is_one(value: str) -> bool:
-    """Whether it can name one thing: not empty, no word for nothing, not one character again and again."""
-    letters = "".join(filter(str.isalnum, value)).lower()
-    return letters not in NO_SERIAL and len(set(letters)) > 1
+    """Whether it can name one thing: makers leave words for nothing behind, or one character again and again."""
+    return len(set(value).difference(FILLERS)) > 1 and value.lower() not in NO_SERIAL

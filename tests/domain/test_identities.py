@@ -13,7 +13,7 @@ NAMES = ("a", "b", "c")
 
 
 def probed(name: str, *uuids: str, state: NodeState = NodeState.FIRMWARE_OK, at_s: float = 1.0) -> NodeRecord:
-    gpus = [{"uuid": uuid, "serial": "0"} for uuid in uuids]
+    gpus = [{"uuid": uuid, "serial": "0"} for uuid in uuids]  # a serial that nobody set
     return NodeRecord(name, state, facts={Action.NODE_PROBE: Fact(at_s, {"gpus": gpus})})
 
 
@@ -51,7 +51,10 @@ def test_a_word_that_every_node_says_costs_no_more_per_node() -> None:
 def test_placeholders_name_nothing() -> None:
     assert not any(map(is_one, ("", "0", "0000-0000", "N/A", "unknown", "ffffffff")))
     assert is_one("1650000000001") and is_one("00000000-0000-4000-8000-000000000001")
-    assert list(identities_of(probed("a", "GPU-00000000-0000-0000-0000-000000000000"))) == []
+    book = IdentityBook()
+    for name in NAMES:
+        book.follow(probed(name, "GPU-00000000-0000-0000-0000-000000000000"))
+    assert [book.twin_of(name, NAMES) for name in NAMES] == [None] * 3
 
 
 def test_one_host_key_on_two_nodes_is_noticed_when_the_image_service_reports_it() -> None:
@@ -80,7 +83,11 @@ def test_the_index_says_what_a_scan_over_all_records_says(changes: list[tuple[st
     for name, uuids, state in changes:
         records[name] = probed(name, *uuids, state=state)
         book.follow(records[name])
-        claims = {each.name: set(identities_of(each)) for each in records.values() if each.state is not NodeState.QUARANTINED}
+        claims = {
+            each.name: {said for said in identities_of(each) if is_one(said[1])}
+            for each in records.values()
+            if each.state is not NodeState.QUARANTINED
+        }
         for one in NAMES:
             shared = [other for other in claims if other != one and one in claims and claims[one] & claims[other]]
             twin = book.twin_of(one, NAMES)
