@@ -39,9 +39,11 @@ class RolloutView(LiveLines):
         """A node that does not answer is tried again and again; that is said once, until it gets on."""
         if event.kind == "node.moved":
             self._silent.discard(event.subject)
-        elif event.kind == "node.ended" and event.data["status"] == "unreachable" and event.subject not in self._silent:
+        elif event.kind == "node.ended" and event.data["status"] in ("unreachable", "held") and event.subject not in self._silent:
             self._silent.add(event.subject)
-            return f"{event.subject:<12}   {event.data['action']} unreachable: {event.data['reason']}; it is tried again"
+            return (
+                f"{event.subject:<12}   {event.data['action']} {event.data['status']}: {event.data['reason']}; it is tried again"
+            )
         return ""
 
     def _outlook(self, views: Views) -> str:
@@ -66,7 +68,7 @@ def line_for(event: Event) -> str:
         return f"{event.subject:<12} {data['from']} → {data['to']}: {data['because']}"
     if event.kind == "node.intended":
         return f"{event.subject:<12}   {data['action']}: {data['because']}"
-    if event.kind == "node.ended" and data["status"] not in ("done", "unreachable"):
+    if event.kind == "node.ended" and data["status"] not in ("done", "unreachable", "held"):
         return f"{event.subject:<12}   {data['action']} {data['status']}: {data['reason']}"
     if event.kind == "node.settled":
         return f"{event.subject:<12}   {data['because']}"

@@ -7,6 +7,7 @@ RackrayError                 what, where, how much; `hint` is the way out; `exit
 ├── JournalBroken            the journal cannot be trusted or written; nothing goes on without it
 │   └── JournalBusy          another process keeps its write lock; nothing was written, and nothing is wrong with it
 ├── SecretMissing            a password, key or token is not where it must be, or is readable by others
+│   └── NodeSecretMissing    what is missing is of one node alone
 └── PeerError                a BMC, node, image service or Ray answered wrongly, or not at all
     ├── PeerUnreachable      nothing was sent: safe to try again
     ├── PeerRefused          it answered no
@@ -72,6 +73,10 @@ class SecretMissing(RackrayError):
     """A secret is missing, or its file can be read by others."""
 
     exit_code = 2
+
+
+class NodeSecretMissing(SecretMissing):
+    """What is missing is of one node alone: the others do not wait for it."""
 
 
 class PeerError(RackrayError):

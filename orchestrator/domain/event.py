@@ -29,6 +29,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from orchestrator.domain.operation import Outcome
+
 CLUSTER = "cluster"
 """Subject of events that concern no single node or run."""
 
@@ -47,3 +49,19 @@ class Event(NamedTuple):
     epoch: int = 0
     """Lease epoch of the controller that decided it; 0 for requests, which anyone may append."""
     seq: int = 0
+
+
+def ended_event(outcome: Outcome, node: str) -> Event:
+    """What the journal keeps of an outcome."""
+    data = {
+        "operation": outcome.operation,
+        "action": str(outcome.action),
+        "status": str(outcome.status),
+        "facts": dict(outcome.facts),
+        "reason": outcome.reason,
+        "retryable": outcome.retryable,
+        "seconds": round(outcome.seconds, 3),
+    }
+    if outcome.retry_after_s:
+        data["retry_after_s"] = outcome.retry_after_s
+    return Event("node.ended", node, data)

@@ -188,6 +188,9 @@ class Status(StrEnum):
     """Something was sent and no answer came."""
     MISMATCH = "mismatch"
     """The neighbour is not who it must be; nothing was written to it."""
+    HELD = "held"
+    """Not sent: something of our own or of the site's services is missing or broken (a key, the journal, our Ray, the image
+    service). It says nothing about the node, and no node is blamed for it."""
     FENCED = "fenced"
     """Not sent: the lease epoch had passed."""
 

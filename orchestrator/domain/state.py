@@ -192,6 +192,10 @@ def _ended(record: NodeRecord, event: Event) -> NodeRecord:
         facts = {**record.facts, action: Fact(event.at_s, values)}
         healed = {"failures": 0, "silences": 0, "failed_at_s": NEVER_S, "retry_after_s": 0.0, "last_problem": ""}
         return changed(record, open=opened, facts=facts, **healed)
+    if status is Status.HELD:
+        # Nothing was sent, and the time until it can be is none of the node's.
+        said = {"last_problem": data["reason"], "last_status": str(status), "failed_at_s": event.at_s, "retry_after_s": 0.0}
+        return changed(record, open=opened, clock_s=event.at_s, **said)
     lost = was_open if status is Status.UNKNOWN and was_open else record.lost
     hopeless = status is Status.MISMATCH or (status is Status.REFUSED and not data.get("retryable", True))
     quiet = status in (Status.UNREACHABLE, Status.FENCED)

@@ -18,7 +18,7 @@ from typing import IO
 
 from orchestrator.domain.errors import RackrayError
 from orchestrator.domain.operation import Operation, Outcome
-from orchestrator.drivers.outcomes import lost, never_sent
+from orchestrator.drivers.outcomes import held, lost
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class DoorProcess:
             now_s = self._now_s()
             for operation in operations:
                 if self._closing:
-                    self._outcomes.append(never_sent(operation, f"the {self.name} door is closed"))
+                    self._outcomes.append(held(operation, f"the {self.name} door is closed"))
                 else:
                     self._queued.append(_Waiting(operation, now_s))
             self._change.notify_all()
@@ -114,7 +114,7 @@ class DoorProcess:
         while self._queued and now_s - self._queued[0].since_s > QUEUE_LIMIT_S:
             waited = self._queued.popleft().operation
             reason = f"the {self.name} door did not open within {QUEUE_LIMIT_S:.0f} s: {self._problem}"
-            self._outcomes.append(never_sent(waited, reason))
+            self._outcomes.append(held(waited, reason))
         for waiting in list(self._in_flight.values()):
             limit_s = waiting.operation.timeout_s + GRACE_S
             if now_s - waiting.since_s > limit_s:

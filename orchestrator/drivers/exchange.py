@@ -15,6 +15,7 @@ from orchestrator.domain.deadline import within
 from orchestrator.domain.errors import (
     AnswerLost,
     IdentityMismatch,
+    NodeSecretMissing,
     PeerError,
     PeerRefused,
     PeerUnreachable,
@@ -70,9 +71,11 @@ STATUS_OF: Sequence[tuple[type[RackrayError], Status]] = (
     (IdentityMismatch, Status.MISMATCH),
     # A neighbour's error of no finer kind says nothing about what was done.
     (PeerError, Status.UNKNOWN),
-    (RackrayError, Status.REFUSED),
+    (NodeSecretMissing, Status.REFUSED),
+    # A key that nobody can read, the journal that cannot be asked: nothing was sent, and it is not the neighbour's fault.
+    (RackrayError, Status.HELD),
 )
-ASK_AGAIN = frozenset({Status.UNREACHABLE, Status.UNKNOWN})
+ASK_AGAIN = frozenset({Status.UNREACHABLE, Status.UNKNOWN, Status.HELD})
 """Trouble that may be over the next time, by itself."""
 
 
@@ -129,8 +132,11 @@ class Exchange:
                 facts = dict(found)
         except RackrayError as error:
             status = next(status for kind, status in STATUS_OF if isinstance(error, kind))
+            if operation.action is Action.IMAGE_REPORT:
+                # One service for all nodes: what is wrong with it is wrong with none of them.
+                status = Status.HELD
             reason = self._redact(f"{error} ({error.hint})" if error.hint else str(error))
-            retryable = error.retryable if isinstance(error, PeerRefused) else status in ASK_AGAIN
+            retryable = status in ASK_AGAIN or (isinstance(error, PeerRefused) and error.retryable)
             retry_after_s = getattr(error, "retry_after_s", 0.0)
             LOG.info("%s %s: %s: %s", operation.node, operation.action, status, reason)
         return Outcome(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from orchestrator.domain.operation import Action, Operation, Outcome, Status
 from orchestrator.drivers.interfaces import MayAct, Playbooks
-from orchestrator.drivers.outcomes import fenced, lost, never_sent
+from orchestrator.drivers.outcomes import fenced, held, lost
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class LocalHands:
         with self._lock:
             for operation in operations:
                 if self._closed:
-                    self._outcomes.append(never_sent(operation, "these hands are closed"))
+                    self._outcomes.append(held(operation, "these hands are closed"))
                 elif operation.action is Action.PLAYBOOK:
                     self._gather(operation)
                 else:
@@ -126,7 +126,7 @@ class LocalHands:
                 self._end(
                     self._waiting.popleft(),
                     f"{self._hung} exchanges hang beyond their timeouts; restart the controller",
-                    never_sent,
+                    held,
                 )
             self._gathering.clear()
             return

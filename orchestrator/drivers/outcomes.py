@@ -18,6 +18,11 @@ def never_sent(operation: Operation, reason: str) -> Outcome:
     return ended(operation, Status.UNREACHABLE, reason)
 
 
+def held(operation: Operation, reason: str) -> Outcome:
+    """It was not handed over to anybody, for a reason of our own."""
+    return ended(operation, Status.HELD, reason)
+
+
 def fenced(operation: Operation) -> Outcome:
     """Its lease epoch had passed before the exchange began."""
     return ended(operation, Status.FENCED, f"epoch {operation.epoch} no longer decides; nothing was sent", retryable=False)

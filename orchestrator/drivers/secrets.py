@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.domain.errors import BadInput, Problem, SecretMissing
+from orchestrator.domain.errors import BadInput, NodeSecretMissing, Problem, SecretMissing
 from orchestrator.domain.secret import Redactor, Secret
 
 LARGEST_SECRET_BYTES = 64 * 1024
@@ -62,7 +62,7 @@ class SecretStore:
         """User name and password the machine left the factory with."""
         row = self._factory_row(node)
         if row is None:
-            raise SecretMissing(
+            raise NodeSecretMissing(
                 f"{node} has no row in {self._factory_path()}",
                 "add its serial, user name and password from the vendor's delivery; factory passwords are never guessed",
             )
@@ -90,7 +90,7 @@ class SecretStore:
             return self._secret(path)
         except FileNotFoundError:
             if not create:
-                raise SecretMissing(f"no password for the BMC of {node} in {path}", "it is made by `rackray apply`") from None
+                raise NodeSecretMissing(f"no password for the BMC of {node} in {path}", "it is made by `rackray apply`") from None
         self._make_folder(path.parent)
         _write_once(path, _new_password())
         # Read back: where two processes made one at the same time, the first one's stands.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.domain.event import CLUSTER, Event
+from orchestrator.domain.event import CLUSTER, Event, ended_event
 from orchestrator.domain.node import SETTLED, NodeState
 from orchestrator.domain.operation import MUTATING, Action, Operation, Outcome, Status
 from orchestrator.domain.plan import Hold, Move, Settle, Step
@@ -87,7 +87,7 @@ class Controller:
         self._book: FleetBook | None = None
         self._unfollowed: dict[str, None] = {}
         self._numbers = itertools.count(1)
-        self._stamped_s = 0.0
+        self._stamped_s = self._said_until_s = 0.0
         clock.settle(epoch)
         self._renewed_at_s = clock.now_s()
         self._site: Site | None = None
@@ -165,6 +165,8 @@ class Controller:
             flying = self._flying.pop(outcome.operation)
             self._busy.discard(outcome.node)
             self._changed.add(outcome.node)
+            if outcome.status is Status.HELD:
+                self._say_what_holds_us(outcome.reason, now_s)
             if outcome.status is Status.FENCED:
                 raise LeaseLost(f"epoch {self.epoch} was fenced before {outcome.action} on {outcome.node}")
             if self._says_nothing_new(outcome):
@@ -176,6 +178,12 @@ class Controller:
                 events.append(ended_event(outcome, flying.operation.node))
         self._commit(events, now_s, looks)
         return bool(outcomes)
+
+    def _say_what_holds_us(self, reason: str, now_s: float) -> None:
+        """Once a minute: every node that is due tells the same."""
+        if now_s >= self._said_until_s:
+            self._said_until_s = now_s + 60.0
+            log.warning("nothing goes on where this is needed, and no node is blamed for it: %s", reason)
 
     def _says_nothing_new(self, outcome: Outcome) -> bool:
         """A look with the same answer as before changes only the age of the evidence, and that is no event."""
@@ -417,22 +425,6 @@ class Controller:
         offer_s = self._offer_at_s if self._held else float("inf")
         due_s = min(self._due[0][0] if self._due else float("inf"), offer_s, self.runs.due_s)
         return min(max(due_s - self.clock.now_s(), 0.001), RENEW_EVERY_S)
-
-
-def ended_event(outcome: Outcome, node: str) -> Event:
-    """What the journal keeps of an outcome."""
-    data = {
-        "operation": outcome.operation,
-        "action": str(outcome.action),
-        "status": str(outcome.status),
-        "facts": dict(outcome.facts),
-        "reason": outcome.reason,
-        "retryable": outcome.retryable,
-        "seconds": round(outcome.seconds, 3),
-    }
-    if outcome.retry_after_s:
-        data["retry_after_s"] = outcome.retry_after_s
-    return Event("node.ended", node, data)
 
 
 def everything_settled(state: ClusterState) -> bool:

@@ -29,6 +29,8 @@ CLOCK_SKEW_S = 30.0
 """From here on a node's wrong clock is worth a word; setting it is the playbook's work."""
 NEVER_S = float("-inf")
 BACKOFF_CAP_S = 60.0
+HELD_PAUSE_S = 20.0
+"""How soon it is tried again whether what held us up on our own side is over."""
 
 
 def next_step(record: NodeRecord, site: Site, now_s: float, twin: Twin | None = None) -> Decision:
@@ -59,6 +61,8 @@ def _held_up(context: Context) -> Decision | None:
     """Too many failures, too long in one stage, or simply too early after a failure."""
     record, policy = context.record, context.policy
     problem = record.last_problem or "no exchange failed"
+    if record.last_status == Status.HELD and context.now_s < (until_s := record.failed_at_s + HELD_PAUSE_S):
+        return Hold(record.name, until_s, f"held up by no fault of its own: {problem}")
     if record.fatal:
         return context.quarantine(record.fatal, CAUSES.get(record.last_status, Cause.REFUSED))
     if record.failures >= policy.attempts:

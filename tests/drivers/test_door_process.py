@@ -89,7 +89,7 @@ def test_what_waited_too_long_was_never_sent_and_the_reason_names_the_cause(open
     assert door.poll() == []
     now_s[0] = QUEUE_LIMIT_S + 1
     (outcome,) = door.poll()
-    assert outcome.status is Status.UNREACHABLE and "no head yet" in outcome.reason
+    assert outcome.status is Status.HELD and "no head yet" in outcome.reason
 
 
 def test_a_door_that_is_stuck_leaves_the_operation_unknown_at_its_deadline(opened: Callable[..., DoorProcess]) -> None:
@@ -131,4 +131,4 @@ def test_closing_ends_the_process_and_refuses_what_comes_later(opened: Callable[
     door.close()
     assert not Path(f"/proc/{pid}").exists()
     door.submit([an_operation("n1")])
-    assert [outcome.status for outcome in door.poll()] == [Status.UNREACHABLE]
+    assert [outcome.status for outcome in door.poll()] == [Status.HELD]

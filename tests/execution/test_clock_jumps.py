@@ -129,8 +129,12 @@ def test_a_request_by_a_clock_ten_years_ahead_moves_no_decision(tmp_path: Path) 
     world = World(tmp_path)
     begin_s = world.site.now_s
     world.decide(lambda state: world.site.now_s > begin_s + 12.0)
-    world.journal.request(Event("request.pause", "cluster", {"by": "a", "host": "h", "reason": "r"}, begin_s + TEN_YEARS_S))
-    world.journal.request(Event("request.resume", "cluster", {"by": "a", "host": "h", "reason": "r"}, begin_s - TEN_YEARS_S))
+    world.journal.request(
+        Event("request.rollout_pause", "cluster", {"by": "a", "host": "h", "reason": "r"}, begin_s + TEN_YEARS_S)
+    )
+    world.journal.request(
+        Event("request.rollout_resume", "cluster", {"by": "a", "host": "h", "reason": "r"}, begin_s - TEN_YEARS_S)
+    )
     check_it_was_as_usual_but_for_requests(world, world.decide(everything_settled), usual)
 
 

@@ -3,13 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.domain.event import Event
+from orchestrator.domain.event import Event, ended_event
 from orchestrator.domain.node import Fact, NodeRecord, NodeState, OpenOperation, changed
 from orchestrator.domain.operation import MUTATING, Action, Outcome, Status
 from orchestrator.domain.plan import Decision, Hold, Move, Settle, Step
 from orchestrator.domain.spec import ClusterSpec
 from orchestrator.domain.state import ClusterState
-from orchestrator.execution.controller import ended_event
 from orchestrator.planning.next_step import next_step
 from orchestrator.planning.site import Site
 from tests.execution.site import lab_4

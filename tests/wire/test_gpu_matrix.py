@@ -12,12 +12,11 @@ from typing import Any
 import pytest
 
 import orchestrator.agent
-from orchestrator.domain.event import Event
+from orchestrator.domain.event import Event, ended_event
 from orchestrator.domain.health import Severity
 from orchestrator.domain.node import NodeState, changed
 from orchestrator.domain.operation import Action, Outcome, Status
 from orchestrator.domain.plan import Decision, Move, Step
-from orchestrator.execution.controller import ended_event
 from orchestrator.lab.gpus import GPU_FAULTS, NodeGpus
 from orchestrator.lab.nvml.library import SONAME, compile_library
 from orchestrator.planning.health import GPU_CHECKS, NODE_CHECKS, inspect_probe, judge_probe
