@@ -54,8 +54,9 @@ def test_a_second_start_before_the_first_has_ended_is_refused(tmp_path: Path) ->
 
 def test_a_disk_that_does_not_take_it_is_told_where_it_can_be_acted_on(tmp_path: Path) -> None:
     file = BackgroundFile()
-    file.start(tmp_path / "no such folder" / "a", {"weights": torch.ones(1)})
-    with pytest.raises(Exception, match="No such file"):
+    (tmp_path / "taken").write_text("a file where a folder should be")
+    file.start(tmp_path / "taken" / "a", {"weights": torch.ones(1)})
+    with pytest.raises(OSError, match="taken"):
         file.finish()
     # And the next one may try again.
     file.start(tmp_path / "a", {"weights": torch.ones(1)})
