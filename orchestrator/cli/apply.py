@@ -8,7 +8,7 @@ from statistics import median
 import click
 
 from orchestrator import wiring
-from orchestrator.cli.output import FILE, confirm, print_table
+from orchestrator.cli.output import FILE, accepted, confirm, print_table
 from orchestrator.cli.plan import journal_seq, limited, make_plan, narrowed, print_plan, print_time, say_silent
 from orchestrator.cli.plan_file import PlanFile, must_still_hold, read_plan
 from orchestrator.cli.rollout_view import RolloutView
@@ -77,9 +77,7 @@ def _ask(spec: ClusterSpec) -> None:
 
 
 def _conclude(views: Views, asked: int, names: list[str], seconds: float) -> int:
-    answer = views.state.answers[asked]
-    if answer.startswith("refused"):
-        raise NotAsRequired(answer)
+    answer = accepted(views.state.answers[asked])
     records = [views.state.nodes[name] for name in names]
     records = [record for record in records if record.state is not NodeState.RETIRED]
     ready = [record for record in records if record.state in (NodeState.READY, NodeState.ALLOCATED)]

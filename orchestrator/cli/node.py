@@ -8,7 +8,7 @@ import click
 from orchestrator import wiring
 from orchestrator.cli.groups import CommandGroup
 from orchestrator.cli.nodes import chosen
-from orchestrator.cli.output import age, confirm, print_json, print_table
+from orchestrator.cli.output import accepted, age, confirm, print_json, print_table
 from orchestrator.cli.rollout_view import RolloutView
 from orchestrator.domain.errors import NotAsRequired
 from orchestrator.domain.node import IN_SERVICE, SETTLED, NodeRecord, NodeState
@@ -80,7 +80,7 @@ def enroll(name: str, reason: str, yes: bool) -> None:
     if not confirm("Is this the fingerprint on the machine's console?", yes):
         raise NotAsRequired("no key was pinned")
     click.echo(
-        _accepted(_carry_out("request.host_key", {"node": only, "ssh_host_key": key, "reason": reason}, lambda views: True))
+        accepted(_carry_out("request.host_key", {"node": only, "ssh_host_key": key, "reason": reason}, lambda views: True))
     )
 
 
@@ -94,7 +94,7 @@ def replace(name: str, serial: str, reason: str, yes: bool) -> int:
     (only,) = chosen(name, wiring.open_views(wiring.home()).state)
     if not confirm(f"Trust the machine with serial {serial} as {only} from now on?", yes):
         raise NotAsRequired("nothing was done")
-    click.echo(_accepted(wiring.tell(wiring.home(), "request.replace", {"node": only, "serial": serial, "reason": reason})))
+    click.echo(accepted(wiring.tell(wiring.home(), "request.replace", {"node": only, "serial": serial, "reason": reason})))
     return _until_settled([only])
 
 
@@ -107,16 +107,9 @@ def retire(nodes: str, reason: str, yes: bool) -> int:
     names = chosen(nodes, wiring.open_views(wiring.home()).state)
     if len(names) > 1 and not confirm(f"Retire {len(names)} nodes for good?", yes):
         raise NotAsRequired("nothing was done")
-    click.echo(_accepted(wiring.tell(wiring.home(), "request.retire", {"nodes": names, "reason": reason})))
+    click.echo(accepted(wiring.tell(wiring.home(), "request.retire", {"nodes": names, "reason": reason})))
     state = wiring.open_views(wiring.home()).state
     return 0 if all(state.nodes[name].state is NodeState.RETIRED for name in names) else 1
-
-
-def _accepted(answer: str) -> str:
-    """`answer`, unless it refuses everything that was asked."""
-    if answer.startswith("refused"):
-        raise NotAsRequired(answer)
-    return answer
 
 
 def _until_settled(names: list[str]) -> int:
@@ -135,7 +128,7 @@ def _ask(kind: str, nodes: str, reason: str, yes: bool, question: str, wanted: C
     if len(names) > 1 and not confirm(question.format(nodes=counted(len(names), "node")), yes):
         raise NotAsRequired("nothing was done")
     answer = _carry_out(kind, {"nodes": names, "reason": reason}, lambda v: all(v.state.nodes[n].state in SETTLED for n in names))
-    click.echo(_accepted(answer))
+    click.echo(accepted(answer))
     views = wiring.open_views(wiring.home())
     for name in names:
         record = views.state.nodes[name]

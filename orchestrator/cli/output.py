@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from orchestrator.domain.errors import BadInput
+from orchestrator.domain.errors import BadInput, NotAsRequired
 from orchestrator.planning.estimate import Range
 
 FILE = click.Path(path_type=Path, readable=False)
@@ -83,6 +83,13 @@ def write_whole(path: Path, text: str) -> None:
         with contextlib.suppress(OSError):  # there may be none, or no way to it; the first error is the one to tell
             draft.unlink(missing_ok=True)
         raise BadInput(f"{path} cannot be written: {error.strerror}", "name a file in a folder that you may write to") from error
+
+
+def accepted(answer: str) -> str:
+    """`answer` of the controller to a request. Raises NotAsRequired with it where it refuses all that was asked."""
+    if answer.startswith("refused"):
+        raise NotAsRequired(answer)
+    return answer
 
 
 def confirm(question: str, yes: bool) -> bool:

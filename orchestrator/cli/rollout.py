@@ -8,7 +8,7 @@ import click
 from orchestrator import wiring
 from orchestrator.cli.groups import CommandGroup
 from orchestrator.cli.nodes import chosen
-from orchestrator.cli.output import age, print_json, print_table, time_range
+from orchestrator.cli.output import accepted, age, print_json, print_table, time_range
 from orchestrator.cli.rollout_view import RolloutView
 from orchestrator.domain.errors import NotAsRequired
 from orchestrator.execution.controller import everything_settled
@@ -115,23 +115,16 @@ def abort(reason: str) -> None:
 
 def _tell(kind: str, data: dict[str, Any]) -> None:
     """Say something to whoever decides, or write the answer down if nobody does. Begins nothing."""
-    _accept(wiring.tell(wiring.home(), kind, data))
+    click.echo(accepted(wiring.tell(wiring.home(), kind, data)))
 
 
 def _go_on(kind: str, data: dict[str, Any]) -> int:
     """Say it, and follow the rollout to its end (deciding, if nobody else does)."""
     folder = wiring.home()
-    answer = wiring.tell(folder, kind, data)
-    _accept(answer)
+    click.echo(accepted(wiring.tell(folder, kind, data)))
     with RolloutView(wiring.open_views(folder).state.seq) as view:
         wiring.follow_or_control(folder, lambda views: everything_settled(views.state), view.show)
     return _end(wiring.open_views(folder))
-
-
-def _accept(answer: str) -> None:
-    if answer.startswith("refused"):
-        raise NotAsRequired(answer)
-    click.echo(answer)
 
 
 def _end(views: Views) -> int:

@@ -8,7 +8,7 @@ import click
 from orchestrator import wiring
 from orchestrator.cli.groups import CommandGroup
 from orchestrator.cli.nodes import folded
-from orchestrator.cli.output import FILE, confirm, print_json, print_table
+from orchestrator.cli.output import FILE, accepted, confirm, print_json, print_table
 from orchestrator.cli.train_plan import calibrate_planner, plan_layouts
 from orchestrator.cli.train_view import RunView, list_row, summary
 from orchestrator.domain.errors import BadInput, NotAsRequired
@@ -56,7 +56,7 @@ def submit(job: Path, resume: bool, steps: int | None, new: bool, follow: bool, 
         click.echo(f"submitted; `rackray train watch` follows it once a controller has taken it (request {asked.seq})")
         return 0
     wiring.follow_or_control(folder, lambda now: asked.seq in now.state.answers, lambda now: None)
-    return _follow(folder, _answer(wiring.open_views(folder), asked.seq), began_seq)
+    return _follow(folder, accepted(wiring.open_views(folder).state.answers[asked.seq]), began_seq)
 
 
 @train.command("list")
@@ -156,13 +156,6 @@ def _watch(folder: Path, run_id: str, from_seq: int) -> None:
 def _is_over(views: Views, run_id: str) -> bool:
     """The run has ended and every node it held has been given back."""
     return views.state.runs[run_id].is_ended and all(node.run != run_id for node in views.state.nodes.values())
-
-
-def _answer(views: Views, seq: int) -> str:
-    answer = views.state.answers[seq]
-    if answer.startswith("refused"):
-        raise NotAsRequired(answer)
-    return answer
 
 
 def _run(views: Views, run_id: str) -> RunRecord:
