@@ -270,14 +270,7 @@ def build_may_act(url: str) -> "MayAct":
     """The question every exchange asks immediately before it: does this epoch still decide?"""
     from orchestrator.execution.journal import Journal
 
-    journal = Journal(url)
-    clock = _time_of(journal)
-
-    def may_act(epoch: int) -> bool:
-        clock.look()
-        return journal.holds(epoch, clock.now_s())
-
-    return may_act
+    return _time_of(Journal(url)).holds
 
 
 def _time_of(journal: "Journal") -> "JournalClock":

@@ -38,6 +38,11 @@ class JournalClock:
         """How far the clock on the wall is ahead of the journal's time, in seconds; negative where it is behind."""
         return self._clock.now_s() - self.now_s()
 
+    def holds(self, epoch: int) -> bool:
+        """Whether `epoch` still decides: the question before every exchange."""
+        self.look()
+        return self._journal.holds(epoch, self.now_s())
+
     def look(self) -> None:
         """Take over what another process of this boot has settled."""
         kept_s = self._journal.clock_offset_s(self.boot)

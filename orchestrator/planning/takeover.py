@@ -55,7 +55,7 @@ def clock_was_set(ahead_before_s: float, ahead_s: float) -> list[Event]:
 
 
 def _span(seconds: float) -> str:
-    for least_s, unit in ((86_400 * 2, "d"), (7200, "h"), (120, "min")):
-        if seconds >= least_s:
-            return f"{seconds / {'d': 86_400, 'h': 3600, 'min': 60}[unit]:.1f} {unit}"
+    for unit_s, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * unit_s:
+            return f"{seconds / unit_s:.1f} {unit}"
     return f"{seconds:.1f} s"

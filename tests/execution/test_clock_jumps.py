@@ -45,12 +45,7 @@ class World:
         """A controller of its own, until `until`. Its fence asks the journal, as every exchange does."""
         gate = JournalClock(self.journal, self.clock)
         epoch = self.journal.take_lease("host:1:1:a", gate.now_s())
-
-        def may_act(asked: int) -> bool:
-            gate.look()
-            return self.journal.holds(asked, gate.now_s())
-
-        controller = Controller(self.journal, SimulatedHands(self.site, may_act), self.clock, epoch, self.home)
+        controller = Controller(self.journal, SimulatedHands(self.site, gate.holds), self.clock, epoch, self.home)
         began_s = self.site.now_s
         while not until(controller.state):
             on_tick(controller)

@@ -262,12 +262,7 @@ class Story:
         journal = Journal(self.url, lambda holder: True, lambda: fuse.burn("before write"), written)
         gate = Journal(self.url)
         time = JournalClock(gate, self.clock)
-
-        def may_act(epoch: int) -> bool:
-            time.look()
-            return gate.holds(epoch, time.now_s())
-
-        hands = FusedHands(self.site, may_act, fuse)
+        hands = FusedHands(self.site, time.holds, fuse)
         self._holders += 1
         controller: Controller | None = None
         try:
