@@ -41,15 +41,14 @@ def sound_probe(
     `owner` makes the GPUs those of one machine: others have other UUIDs and serials. Serves plans (the world in which every step
     succeeds), simulated nodes, and tests.
     """
+    lot = zlib.crc32(owner.encode())
     return {
         "driver": "580.95.05",
         "nvml": "13.580.95.05",
         "cuda": "13.0",
         "problem": "",
         "hung": "",
-        "gpus": [
-            _sound_gpu(model, index, index in remap_pending, power_limit_w, zlib.crc32(owner.encode())) for index in range(count)
-        ],
+        "gpus": [_sound_gpu(model, index, index in remap_pending, power_limit_w, lot) for index in range(count)],
         "seconds": 0.1,
     }
 

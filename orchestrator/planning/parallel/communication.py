@@ -17,9 +17,9 @@ SLOW_BYTES_S = 51e9
 """A node's network up to 400 Gbit/s (Omni-Path, older Ethernet) reaches less of its rate than InfiniBand at 800 Gbit/s and
 more."""
 BUCKET_PARAMETERS = 40e6
-"""Gradients are sent in pieces of at least so many (Megatron's and PyTorch's buckets are 25 to 100 MB), and"""
+"""Gradients are sent in pieces of at least so many (Megatron's and PyTorch's buckets are 25 to 100 MB)."""
 BUCKET_PARAMETERS_PER_RANK = 1e6
-"""at least so many per rank, so that a piece's share stays long beside its latency (Megatron-Core's
+"""And of at least so many for each rank, so that its share stays long beside the latency (Megatron-Core's
 `DistributedDataParallelConfig.bucket_size`)."""
 
 
@@ -93,10 +93,9 @@ def data_s(cases: Cases, k: Constants, parameters: Floats, micro_batches: Floats
     ranks = cases.dp * cases.cp
     buckets = np.maximum(parameters / np.maximum(BUCKET_PARAMETERS, BUCKET_PARAMETERS_PER_RANK * ranks), 1.0)
     pieces = np.where(cases.zero >= 3, np.maximum(cases.layers / cases.pp, 1.0), buckets)
-    wire = k.gradient_wire_bytes
-    gradient = collective_s(cases, k, parameters * wire, ranks, cases.tp, 1.0, pieces)
+    gradient = collective_s(cases, k, parameters * k.gradient_wire_bytes, ranks, cases.tp, 1.0, pieces)
     weights = collective_s(cases, k, parameters * 2.0, ranks, cases.tp, 1.0, pieces)
-    whole = collective_s(cases, k, parameters * wire, ranks, cases.tp, 2.0, buckets)
+    whole = collective_s(cases, k, parameters * k.gradient_wire_bytes, ranks, cases.tp, 2.0, buckets)
     each = np.where(cases.pp > 1, 1.0, micro_batches)
     times = np.where(cases.zero >= 2, each, 1.0)
     gathers = np.where(cases.zero >= 3, np.where(cases.pp > 1, 1.0, 2.0 * each), 1.0)

@@ -1,10 +1,9 @@
 """Memory of the fullest rank: training state, activations in flight, buffers, the allocator's reserve and the CUDA context.
 
 State: bytes per parameter are the framework's, sharded by ZeRO (Rajbhandari et al. 2020). Activations: Korthikanti et al.
-2022, generalised
-to gated feed-forwards and grouped keys; what is kept per layer is counted in bytes per token. First and last stage are both
-evaluated and the fuller one counts. `allocated` is what tensors hold, `reserved` what the allocator has taken, `device` all
-that is used.
+2022, generalised to gated feed-forwards and grouped keys; what is kept per layer is counted in bytes per token. First and last
+stage are both evaluated and the fuller one counts. `allocated` is what tensors hold, `reserved` what the allocator has taken,
+`device` all that is used.
 """
 
 from dataclasses import dataclass, fields
@@ -22,9 +21,8 @@ MOST_TOKENS = 16_384
 """A micro-batch that a source leaves out is not taken to be longer: products of so many rows are as fast as they get."""
 ROOM = 0.90
 """Of a GPU's memory, the share that the upper end of a prediction may take when a layout is said to fit. The rest is for what
-steady
-training does not show: spikes when the optimizer is built, fragmentation. Chosen so that no published out-of-memory row is
-said to fit."""
+steady training does not show: spikes when the optimizer is built, fragmentation. Chosen so that no published out-of-memory row
+is said to fit."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,15 +17,8 @@ GPU_IDLE_SHARE = 0.12
 """A GPU's idle power over its rating: 80 W of 700 W for an H100."""
 ACTIVITY = {
     **{"matmul_s": 1.0, "attention_s": 1.0, "recompute_s": 1.0, "ends_s": 0.9, "memory_bound_s": 0.75, "optimizer_s": 0.6},
-    **{
-        "tensor_s": 0.55,
-        "context_s": 0.55,
-        "data_s": 0.5,
-        "boundary_s": 0.4,
-        "bubble_s": 0.35,
-        "straggler_s": 0.35,
-        "launch_s": 0.35,
-    },
+    **{"tensor_s": 0.55, "context_s": 0.55, "data_s": 0.5, "boundary_s": 0.4},
+    **{"bubble_s": 0.35, "straggler_s": 0.35, "launch_s": 0.35},
 }
 """How far a node's power rises from idle to busy during each term."""
 
