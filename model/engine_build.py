@@ -23,8 +23,8 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from model.contract import RunSpec
 from model.engine_config import deepspeed_config, is_matrix
 from model.engine_ranks import Grid, this_device
+from model.layers import NUMBER_TYPES
 
-_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -40,7 +40,7 @@ def build_in_place(make: Callable[[], Model], spec: RunSpec, grid: Grid) -> Mode
     try:
         # DeepSpeed's pipeline broadcasts a tied weight as soon as it is built, which is nothing to derive.
         with torch.no_grad():
-            return make().to(_TYPES[spec.precision])
+            return make().to(NUMBER_TYPES[spec.precision])
     finally:
         handle.remove()
 
@@ -49,7 +49,7 @@ class _Move:
     """To the device and the precision that it trains in."""
 
     def __init__(self, spec: RunSpec) -> None:
-        self._device, self._type = this_device(), _TYPES[spec.precision]
+        self._device, self._type = this_device(), NUMBER_TYPES[spec.precision]
 
     def __call__(self, parameter: nn.Parameter) -> None:
         parameter.data = parameter.data.to(self._device, self._type)
@@ -59,7 +59,7 @@ class _Partition:
     """Cut over the ranks that ZeRO-3 spreads the state over; what is left of the parameter itself is empty."""
 
     def __init__(self, spec: RunSpec, grid: Grid) -> None:
-        self._config, self._type = deepspeed_config(spec), _TYPES[spec.precision]
+        self._config, self._type = deepspeed_config(spec), NUMBER_TYPES[spec.precision]
         self._ranks = grid.process_groups
         self._group = self._ranks.get_data_parallel_group() if self._ranks else None
         self._first: Any = None

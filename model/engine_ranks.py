@@ -115,11 +115,6 @@ def leave_ranks() -> None:
         dist.destroy_process_group()
 
 
-def wait_for_every_rank() -> None:
-    """Returns once all ranks have come here."""
-    dist.barrier()
-
-
 def from_rank_zero(value: Any) -> Any:
     """Rank 0's value on every rank.  Collective; for small things only, they are pickled."""
     box = [value]

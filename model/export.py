@@ -12,13 +12,11 @@ import json
 import sys
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 
+from model.layers import NUMBER_TYPES
 from model.resumption import CheckpointError
 from model.weights import open_weights
-
-_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m model.export", description="Write a checkpoint's weights as safetensors.")
     parser.add_argument("checkpoint", type=Path, help="a step-… folder, or a directory of them")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--type", choices=sorted(_TYPES), default="fp32", help="of the numbers (default fp32, as trained)")
+    parser.add_argument("--type", choices=sorted(NUMBER_TYPES), default="fp32", help="of the numbers (default fp32, as trained)")
     given = parser.parse_args(arguments)
     try:
         said = export(given.checkpoint, given.output, given.type)
@@ -43,7 +41,7 @@ def export(checkpoint: Path, output: Path, number_type: str = "fp32") -> str:
     Raises CheckpointError where no complete checkpoint is there, and OSError where the file cannot be written.
     """
     weights = open_weights(checkpoint)
-    tensors = {name: tensor.to(_TYPES[number_type]) for name, tensor in weights}
+    tensors = {name: tensor.to(NUMBER_TYPES[number_type]) for name, tensor in weights}
     manifest = weights.manifest
     facts = {
         "run_id": manifest.run_id,

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,9 @@ from model.recompute import Recompute, recomputed
 from model.sequence_parallel import WHOLE, SequenceGroup, heads_of_my_tokens, tokens_of_my_heads
 from model.shape import Activation, BlockKind, Norm, Position, TransformerShape
 from model.tensor_parallel import ALONE, ColumnLinear, RowLinear, TensorGroup
+
+NUMBER_TYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What a run's `precision`, and an export's `--type`, is to torch."""
 
 
 @dataclass(frozen=True)

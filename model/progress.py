@@ -40,11 +40,16 @@ class ReportError(Exception):
     """Progress or heartbeat cannot be written; the message says where and why."""
 
 
+def complain(rank: int, sentence: object) -> None:
+    """Tells the operator on stderr why this rank is about to end."""
+    print(f"rank {rank}: {sentence}", file=sys.stderr)
+
+
 class Reporter:
     """One rank's progress file and heartbeat.  Every method that writes raises ReportError where it cannot."""
 
     def __init__(self, spec: RunSpec, rank: int) -> None:
-        self._spec, self._rank = spec, rank
+        self._spec, self.rank = spec, rank
         self._heartbeat = spec.heartbeat_path(rank)
         with self._errors():
             Path(spec.output_directory).mkdir(parents=True, exist_ok=True)
@@ -62,7 +67,7 @@ class Reporter:
         """Replaces the heartbeat; `step` is the number of steps completed, the last one told if None."""
         self._step = self._step if step is None else step
         heartbeat = Heartbeat(
-            rank=self._rank,
+            rank=self.rank,
             pid=os.getpid(),
             step=self._step,
             phase=phase,
@@ -80,12 +85,8 @@ class Reporter:
 
     def event_at(self, step: int, event: str, **detail: Any) -> None:
         """Writes an event about an earlier step."""
-        if self._rank == 0:
+        if self.rank == 0:
             self._write(EventLine(event=event, step=step, at=time.time(), detail=detail).to_json())
-
-    def complain(self, sentence: str) -> None:
-        """Tells the operator on stderr why this rank is about to end."""
-        print(f"rank {self._rank}: {sentence}", file=sys.stderr)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -109,7 +110,7 @@ class Reporter:
         # From line to line, so that evaluations and checkpoints count; the first has only its own step to go by.
         self._intervals_s.append(step_s if self._last_report_s is None else now_s - self._last_report_s)
         self._last_report_s = now_s
-        if self._rank == 0:
+        if self.rank == 0:
             tokens_per_s = self._spec.tokens_per_step / step_s
             tflops_per_s = tokens_per_s * self._flops_per_token / 1e12
             peak = self.peak_tflops
@@ -131,7 +132,7 @@ class Reporter:
             )
             self._write(line.to_json())
         else:
-            times = {"rank": self._rank, "step": step, "step_s": step_s, "cpu_s": cpu_s - self._last_cpu_s}
+            times = {"rank": self.rank, "step": step, "step_s": step_s, "cpu_s": cpu_s - self._last_cpu_s}
             self._write(json.dumps({**times, "phases_s": self._phases_s, "memory_bytes": memory_bytes, "at": time.time()}))
         self._last_cpu_s = cpu_s
         self._phases_s = {}

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from model.contract import ContractError, ExitCode, RunSpec
 from model.guard import Guard
-from model.progress import Reporter, ReportError, furthest_step
+from model.progress import Reporter, ReportError, complain, furthest_step
 from model.ranks import RankEnvironment
 from model.resumption import CheckpointError, Resumption, changes_of_text
 
@@ -131,7 +131,7 @@ def train(
     from model.corpora import batches_of  # late: numpy and tokenizers
 
     batches = batches_of(corpus, spec, engine.replica)
-    guard = Guard(spec.guard)
+    guard, text = Guard(spec.guard), corpus.notes()
     _start(spec, engine, guard, corpus, resumption, report)
     heldout: float | None = None
     for step in range(resumption.step + 1, spec.steps + 1):
@@ -144,7 +144,7 @@ def train(
             _tell_trouble(result, report)
         if result.verdict.is_end:
             _tell_saved(checkpoints.finish(), report)
-            report.complain(f"step {step}: {result.verdict.because}; not applied. {_WAY_OUT[result.verdict.trouble]}")
+            complain(report.rank, f"step {step}: {result.verdict.because}; not applied. {_WAY_OUT[result.verdict.trouble]}")
             return ExitCode.LOSS_SPIKE if result.verdict.trouble == "spike" else ExitCode.NOT_A_NUMBER
         last = step == spec.steps
         heldout = _evaluate(engine, batches, corpus, report) if last or _due(step, spec.evaluate_every_steps) else None
@@ -152,7 +152,7 @@ def train(
             # As text, for JSON has no NaN.
             report.event("nan", loss=str(result.loss), grad_norm=str(result.grad_norm), heldout_loss=str(heldout))
             _tell_saved(checkpoints.finish(), report)
-            report.complain(f"step {step}: the held-out loss is {heldout}. {_WAY_OUT['nan']}")
+            complain(report.rank, f"step {step}: the held-out loss is {heldout}. {_WAY_OUT['nan']}")
             return ExitCode.NOT_A_NUMBER
         if math.isfinite(result.loss) and math.isfinite(result.grad_norm):
             report.step(step, result, memory_bytes=engine.memory_bytes(), heldout_loss=heldout)
@@ -162,7 +162,7 @@ def train(
         stopping = engine.any_rank(stop.requested)
         if stopping or last or _due(step, spec.checkpoint.every_steps):
             is_awaited = stopping or last or not spec.checkpoint.background
-            notes = {"guard": guard.to_json(), "text": corpus.notes()}
+            notes = {"guard": guard.to_json(), "text": text}
             _save(engine, checkpoints, notes, step, report, is_awaited)
         if stopping and not last:
             report.event("stopped", because="SIGTERM", steps_left=spec.steps - step)
@@ -273,7 +273,7 @@ def _due(step: int, every_steps: int) -> bool:
 
 
 def _fail(ranks: RankEnvironment, error: Exception, code: ExitCode) -> ExitCode:
-    print(f"rank {ranks.rank}: {error}", file=sys.stderr)
+    complain(ranks.rank, error)
     return code
 
 

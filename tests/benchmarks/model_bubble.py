@@ -65,8 +65,10 @@ def main() -> None:
 
 def worker(rounds: int) -> None:
     """One rank: an engine per number of micro-batches, stepped in turn."""
+    from torch import distributed as dist  # late: the parent only draws
+
     from model.engine import build_engine  # late: deepspeed reads the rank environment
-    from model.engine_ranks import join_ranks, leave_ranks, wait_for_every_rank
+    from model.engine_ranks import join_ranks, leave_ranks
 
     join_ranks(600.0)
     engines = {}
@@ -77,10 +79,10 @@ def worker(rounds: int) -> None:
     guard, times = Guard(GuardSpec()), {m: [] for m in MICRO_BATCHES}
     for number in range(1, rounds + 2):
         for m, engine in engines.items():
-            wait_for_every_rank()
+            dist.barrier()
             begun_s = time.perf_counter()
             engine.train_step(number, [Batch(ids[:, :-1], ids[:, 1:])] * m, guard)
-            wait_for_every_rank()
+            dist.barrier()
             if number > 1:
                 times[m].append(time.perf_counter() - begun_s)
     leave_ranks()
