@@ -79,7 +79,8 @@ def read_wheels(folder: Path, language: str) -> tuple[list[Pair], list[Catalogue
     """
     pairs: list[Pair] = []
     used: list[CatalogueUse] = []
-    for path in wheels_in(folder):
+    wheels = wheels_in(folder)
+    for path in wheels:
         try:
             with zipfile.ZipFile(path) as wheel:
                 names = chosen_catalogues(wheel.namelist(), language)
@@ -90,9 +91,7 @@ def read_wheels(folder: Path, language: str) -> tuple[list[Pair], list[Catalogue
         except (zipfile.BadZipFile, OSError) as error:
             raise ParallelTextError(f"{path} is not a readable wheel ({error}); download it again or take it away") from error
     if not pairs:
-        raise ParallelTextError(
-            f"none of the {len(wheels_in(folder))} wheels in {folder} has a catalogue from English to {language!r}"
-        )
+        raise ParallelTextError(f"none of the {len(wheels)} wheels in {folder} has a catalogue from English to {language!r}")
     return pairs, used
 
 
@@ -112,11 +111,8 @@ def chosen_catalogues(names: Iterable[str], language: str) -> list[str]:
     """The catalogues of a language among file names (`…/de/LC_MESSAGES/x.mo`, also `de_DE`), sorted; of a source (.po) and
     what was compiled from it (.mo) only the latter."""
     folders = {language, f"{language}_{language.upper()}"}
-    found = {
-        PurePosixPath(name)
-        for name in names
-        if name.endswith((".mo", ".po")) and len(PurePosixPath(name).parts) > 2 and PurePosixPath(name).parts[-3] in folders
-    }
+    paths = (PurePosixPath(name) for name in names if name.endswith((".mo", ".po")))
+    found = {path for path in paths if path.parent.parent.name in folders}
     return sorted(str(path) for path in found if path.suffix == ".mo" or path.with_suffix(".mo") not in found)
 
 

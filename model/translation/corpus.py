@@ -13,6 +13,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -251,15 +252,16 @@ class _Text:
         self._messages: list[Pair] | None = None
         self._folder, self.name = Path(data.corpus), data.corpus
         self._own = {part: has_line_files(self._folder, part, *self.languages) for part in PARTS}
-        is_installed = data.corpus == CATALOGUES
-        if is_installed or (not self._own["train"] and wheels_in(self._folder)):
-            if data.source_language != "en":
-                raise ParallelTextError(
-                    f"data.source_language: catalogues are translated from en, not from {data.source_language!r}"
-                )
-            language = data.target_language
-            self._messages, catalogues = read_installed(language) if is_installed else read_wheels(self._folder, language)
-            self.catalogues, self.name = tuple(catalogues), "the installed catalogues" if is_installed else data.corpus
+        if data.corpus == CATALOGUES:
+            self.name, read = "the installed catalogues", read_installed
+        elif not self._own["train"] and wheels_in(self._folder):
+            read = partial(read_wheels, self._folder)
+        else:
+            return
+        if data.source_language != "en":
+            raise ParallelTextError(f"data.source_language: catalogues are translated from en, not from {data.source_language!r}")
+        self._messages, catalogues = read(data.target_language)
+        self.catalogues = tuple(catalogues)
 
     def of(self, part: str, dropped: Counter[str]) -> Iterator[Pair]:
         """One part's pairs; `dropped` counts what was left out by reason, of the text that the part comes from."""
