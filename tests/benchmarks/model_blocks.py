@@ -57,7 +57,6 @@ class System:
         self.model = Transformer(replace(recipe_of(self.spec), clock=DropoutClock(spec.seed))).to(device)
         optimizer = self.spec.optimizer
         self.optimizer = torch.optim.AdamW(parameter_groups(self.model, self.spec), lr=optimizer.lr, betas=optimizer.betas)
-        self.cpu_s, self.wall_s = 0.0, 0.0
         self.steps: list[tuple[float, float]] = []
         """(CPU, wall) seconds of each update."""
         self.losses: list[float] = []
@@ -79,14 +78,13 @@ class System:
         self.optimizer.zero_grad()
         self.losses.append(total)
         self.steps.append((time.process_time() - cpu_s, time.perf_counter() - wall_s))
-        self.cpu_s += self.steps[-1][0]
-        self.wall_s += self.steps[-1][1]
 
     @torch.inference_mode()
     def evaluate(self, step: int, batches: list[Batch]) -> None:
         self.model.eval()
         loss = statistics.fmean(self.model(*self.tensors(batch)).item() for batch in batches)
-        self.curve.append((step, self.cpu_s, self.wall_s, loss))
+        cpu_s, wall_s = map(sum, zip(*self.steps, strict=True))
+        self.curve.append((step, cpu_s, wall_s, loss))
 
     def tensors(self, batch: Batch) -> Iterator[torch.Tensor]:
         return (torch.from_numpy(array.copy()).to(self.device) for array in (batch.tokens_BT, batch.targets_BT))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -17,14 +18,16 @@ from model.translation.decoding import CachedDecoder, UncachedDecoder
 from model.translation.special_tokens import PAD
 
 
-class System(nn.Module):
+class System(nn.Module, ABC):
     """What the benchmark asks of each: logits to learn from, and a decoder for the beam search."""
 
+    @abstractmethod
     def logits(self, source_BS: Tensor, target_BT: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Of the next target token after each, (B, T, V)."""
 
+    @abstractmethod
     def decoder(self, source_BS: Tensor, beams: int, tokens: int) -> Any:
-        raise NotImplementedError
+        """What `beam_search` asks, for hypotheses of at most `tokens`."""
 
     def at_step(self, step: int) -> None:
         """Called before a training step."""

@@ -5,9 +5,7 @@ The neighbours behind the hands must be those of `scripted_neighbours.py`: they 
 
 import itertools
 import time
-from collections.abc import Callable, Iterable
-
-import pytest
+from collections.abc import Callable
 
 from orchestrator.domain.operation import Action, Operation, Outcome, Status, Target
 from orchestrator.drivers.interfaces import Hands
@@ -23,16 +21,12 @@ def an_operation(node: str, action: Action = Action.BMC_OBSERVE, *, epoch: int =
 
 
 class HandsContract:
-    """Subclass this; override `hands` with a fixture, and `pass_time_s` where time is simulated."""
+    """Subclass this, with a fixture `hands` that gives the Hands; and `pass_time_s` where time is simulated."""
 
     patience_s = 10.0
     """Real seconds the hands may take to answer a quick operation."""
     blocking_s = 0.2
     """Longest that submit or poll may take for a few operations."""
-
-    @pytest.fixture
-    def hands(self) -> Iterable[Hands]:
-        raise NotImplementedError
 
     def pass_time_s(self, seconds: float) -> None:
         """Lets time pass for the hands; simulated hands move their clock here."""

@@ -12,21 +12,13 @@ from orchestrator.execution.controller import Controller, everything_settled
 from orchestrator.execution.journal import LEASE_S, TAKEOVER_GRACE_S, Journal
 from orchestrator.execution.journal_clock import JournalClock
 from orchestrator.execution.views import Views
-from orchestrator.lab.simulated_hands import SimulatedHands, VirtualClock
+from orchestrator.lab.simulated_hands import SimulatedHands
 from orchestrator.lab.simulation import SimulatedSite
 from orchestrator.planning.takeover import clock_was_set
 from tests.execution.site import apply_request, lab_4
+from tests.simulation.story import ShiftedClock
 
 TEN_YEARS_S = 3652.5 * 86_400
-
-
-class SettableClock(VirtualClock):
-    """Anybody may set it; the timer under it goes on."""
-
-    shift_s = 0.0
-
-    def now_s(self) -> float:
-        return super().now_s() + self.shift_s
 
 
 class World:
@@ -35,7 +27,7 @@ class World:
     def __init__(self, home: Path) -> None:
         self.home, self.spec = home, lab_4()
         self.site = SimulatedSite(self.spec, 1)
-        self.clock = SettableClock(self.site)
+        self.clock = ShiftedClock(self.site)
         self.journal = Journal(f"sqlite:///{home}/state.db", lambda holder: True)
         self.journal.request(apply_request(self.spec))
 

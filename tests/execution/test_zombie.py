@@ -22,6 +22,7 @@ import pytest
 from orchestrator.domain.node import NodeState
 from orchestrator.domain.operation import Action, Operation, Outcome
 from orchestrator.drivers.local_hands import LocalHands
+from orchestrator.drivers.wall_clock import WallClock
 from orchestrator.execution import controller as controller_module
 from orchestrator.execution import journal as journal_module
 from orchestrator.execution.controller import everything_settled
@@ -90,16 +91,8 @@ class Peers:
                 return  # whoever asked is gone; the exchange has happened all the same
 
 
-class WallClock:
+class SlowToNotice(WallClock):
     """Real time; whoever was frozen is slow to notice, so that its threads have only the fence before them."""
-
-    boot = "this one"
-
-    def now_s(self) -> float:
-        return time.time()
-
-    def steady_s(self) -> float:
-        return time.monotonic()
 
     def wait_s(self, seconds: float) -> None:
         began_s = time.time()
@@ -138,7 +131,7 @@ def decide(home: Path, address: str, holder: str, writing: "Synchronized[int]", 
             return Outcome.from_json(connection.recv())
 
     hands = LocalHands(perform, OverTheSocket(perform), THREADS, may_act=may_act, gather_s=0.0)
-    controller = a_controller(journal, hands, WallClock(), home, holder)
+    controller = a_controller(journal, hands, SlowToNotice(), home, holder)
     try:
         controller.run(everything_settled)
     except LeaseLost:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -15,15 +14,6 @@ from tests.wire.rows_updates import UPDATES_AND_POWER
 
 F74 = next(row for row in UPDATES_AND_POWER if row.number == "F74")
 LIMIT_S = 60.0
-
-
-@pytest.fixture(scope="module")
-def wire(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wire]:
-    wire = Wire(tmp_path_factory.mktemp("wire"))
-    try:
-        yield wire
-    finally:
-        wire.close()
 
 
 def stage_to_its_end(wire: Wire, node: str, view: View, target: object) -> tuple[Move, list[tuple[Action, str]]]:

@@ -6,7 +6,6 @@ the same time does not notice, that no secret is in anything that is said, and t
 
 import logging
 import re
-from collections.abc import Iterator
 
 import pytest
 
@@ -20,15 +19,6 @@ from tests.wire.neighbours import Wire, json_of
 MADE = [fault for fault in FAULTS if fault.inject is not None]
 SLACK_S = 2.0
 """How far an exchange may overrun its deadline on a busy machine."""
-
-
-@pytest.fixture(scope="module")
-def wire(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wire]:
-    wire = Wire(tmp_path_factory.mktemp("wire"))
-    try:
-        yield wire
-    finally:
-        wire.close()
 
 
 def test_every_fault_kind_has_its_row_and_no_row_is_of_another() -> None:
