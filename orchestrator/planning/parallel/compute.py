@@ -51,7 +51,7 @@ def layer_time(cases: Cases, k: Constants) -> LayerTime:
     return LayerTime(
         matmul_s=3.0 * forward_matmul * k.backward_matmul,
         attention_s=forward_attention + backward_attention,
-        memory_bound_s=passes * (1.0 + k.backward_passes),
+        memory_bound_s=passes * (1.0 + k.backward_passes) + _casts_s(cases, k, rows),
         recompute_s=recompute,
         floor_s=floor,
     )
@@ -112,9 +112,17 @@ def _attention(cases: Cases, k: Constants) -> tuple[Floats, Floats]:
 def _memory_bound(cases: Cases, k: Constants, rows: Floats) -> Floats:
     """Forward passes over activations, seconds: some over the whole width, some over the share of a tensor rank."""
     whole = rows * cases.hidden * BYTES_16 / np.where(cases.sequence_parallel > 0, cases.tp, 1.0)
-    split = rows * (cases.ffn * (1.0 + cases.gated) + 3.0 * cases.hidden) * BYTES_16 / cases.tp
-    casts = np.where(cases.low >= 1, k.cast_passes, 0.0) * (whole + split)
-    return (k.whole_passes * whole + k.split_passes * split + casts) / cases.memory_bw
+    split = rows * (cases.ffn * (2.0 + cases.gated) / 2.0 + 3.0 * cases.hidden) * BYTES_16 / cases.tp
+    return (k.whole_passes * whole + k.split_passes * split) / cases.memory_bw
+
+
+def _casts_s(cases: Cases, k: Constants, rows: Floats) -> Floats:
+    """Casts of a layer's products to 8 or 4 bit, forward and backward, seconds: the inputs of all four, and the gradients of
+    their outputs."""
+    whole = 4.0 * rows * cases.hidden * BYTES_16 / np.where(cases.sequence_parallel > 0, cases.tp, 1.0)
+    split = cases.hidden * (2.0 + 2.0 * cases.kv_heads / cases.heads) + cases.ffn * (2.0 + cases.gated)
+    casts = whole + rows * split * BYTES_16 / cases.tp
+    return np.where(cases.low >= 1, k.cast_passes, 0.0) * casts / cases.memory_bw
 
 
 def embedding_s(cases: Cases, k: Constants) -> Floats:

@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.planning.parallel.cases import Cases, Floats
+from orchestrator.planning.parallel.software import KIN
 
 Table: TypeAlias = Mapping[str, Mapping[str, float]]
-"""Constant → key → number. Key "": the general value. The other keys ("family", "software", "software@fabric",
+"""Constant → key → number. Key "": the general value. The other keys ("family", "~kin", "software", "software@fabric",
 "family|software") hold factors on it; all that apply are multiplied."""
 
 SHARES = frozenset(
@@ -127,7 +128,7 @@ STARTS: Table = {
     "gemm": {"": 0.8, "A100": 1.09, "H100": 1, "H100-500W": 0.875, "B200": 0.97, "B300": 0.97, "V100": 1, "MI300X": 0.637},
     "gemm_low": {"": 0.7, "H100": 1, "B200": 1.09, "B300": 1.14, "MI300X": 0.643},
     "gemm_4bit": {"": 0.5},
-    "cast_passes": {"": 1.0},
+    "cast_passes": {"": 2.0},
     "imbalance_share": {"": 0.7},
     "boundary_exposed": {"": 0.5},
     "shard_overlap": {"": 0.8},
@@ -154,7 +155,7 @@ STARTS: Table = {
     "end_fixed_s": {"": 5e-4},
     "step_fixed_s": {"": 1e-2},
     "optimizer_bytes": {"": 36.0},
-    "nvlink_reach": {"": 0.6},
+    "nvlink_reach": {"": 0.72},
     "nvlink_alpha_s": {"": 1.5e-5},
     "network_reach": {"": 0.7},
     "network_alpha_s": {"": 2e-5},
@@ -189,7 +190,7 @@ FABRICS = ("node", "network")
 
 def keys_of(family: str, software: str, fabric: str) -> tuple[str, ...]:
     """The keys whose numbers a case multiplies, the most general first."""
-    return ("", family, software, f"{software}@{fabric}", f"{family}|{software}")
+    return ("", family, KIN[software], software, f"{software}@{fabric}", f"{family}|{software}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,17 +12,20 @@ from numpy.typing import NDArray
 from orchestrator.planning.parallel.cases import Cases
 from orchestrator.planning.parallel.communication import SLOW_BYTES_S
 from orchestrator.planning.parallel.fitting import Free
+from orchestrator.planning.parallel.software import KIN
 
 EVERYWHERE: Mapping[str, float] = {
     **{"wave_power": 0.5, "inner_half": 0.7, "column_half": 0.7, "row_half": 0.7, "odd_cost": 0.7, "backward_matmul": 0.05},
     **{"selective_share": 0.5, "head_half": 0.5, "odd_head": 0.5, "odd_head_64": 0.7},
     **{"straggle": 0.7, "end_fixed_s": 1.0, "backward_passes": 0.2, "gemm_4bit": 0.3},
 }
-PER_GPU: Mapping[str, float] = {"gemm": 0.1, "nvlink_reach": 0.3, "flash_reach": 0.15}
+PER_GPU: Mapping[str, float] = {"gemm": 0.1, "nvlink_reach": 0.1, "flash_reach": 0.15}
 PER_SOFTWARE: Mapping[str, float] = {
     **{"whole_passes": 0.4, "split_passes": 0.4, "launch_s": 0.8, "launch_jitter": 1.0, "step_fixed_s": 1.0, "loss_passes": 0.4},
     **{"nvlink_alpha_s": 0.7, "gradient_wire_bytes": 0.3},
 }
+OF_KIN: Mapping[str, float] = {**PER_SOFTWARE, "pace": 0.1}
+"""Of frameworks that share kernels: what is learned from one of them holds for the others until they say otherwise."""
 IN_COMMON: Mapping[str, float] = {
     **{"whole_passes": 0.3, "split_passes": 0.3, "loss_passes": 0.3, "step_fixed_s": 0.7, "optimizer_bytes": 0.2, "pace": 0.1},
     **{"boundary_exposed": 0.5, "imbalance_share": 0.4, "context_exposed": 0.4, "shard_overlap": 0.1, "data_overlap": 0.4},
@@ -50,6 +53,8 @@ def free_constants(cases: Cases) -> tuple[Free, ...]:
         free += [Free(name, family, spread) for name, spread in PER_GPU.items()]
         if np.any((families == family) & (cases.low >= 1)):
             free.append(Free("gemm_low", family, 0.15))
+    for kin in sorted({KIN[software] for software in softwares.tolist()}):
+        free += [Free(name, kin, spread) for name, spread in OF_KIN.items()]
     for software in sorted(set(softwares.tolist())):
         free += [
             Free(name, software, spread) for name, spread in _of_software(cases.take(softwares == software), software).items()

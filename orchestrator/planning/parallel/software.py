@@ -59,6 +59,9 @@ class Software:
     feed-forward's inner "activation" (our engine), or about "half" of a layer, some of its matrix products too."""
     constants_of: str = ""
     """The family whose fitted constants it has, where too few of its own runs are published."""
+    kin: str = "~torch"
+    """Families that share kernels and habits, and so a part of their constants: Megatron with materialised scores, Megatron with
+    Transformer Engine, JAX, and all that is PyTorch's own eager or compiled kernels with FlashAttention."""
 
 
 OWN_BYTES = BYTES_PER_PARAMETER["bf16"]
@@ -83,6 +86,7 @@ SOFTWARES: tuple[Software, ...] = (
     ),
     Software(
         name="megatron-deepspeed",
+        kin="~eager",
         fp32_copies=True,
         words=("megatron-deepspeed", "megatron deepspeed", "deepspeed-megatron", "gpt-neox", "neox"),
         flash=False,
@@ -95,6 +99,7 @@ SOFTWARES: tuple[Software, ...] = (
     ),
     Software(
         name="zero-bubble",
+        kin="~eager",
         words=("zb-", "zero bubble", "zero-bubble", "zbpp", "fork 1f1b", "megatron-lm fork"),
         flash=False,
         sequence_parallel=False,
@@ -102,6 +107,7 @@ SOFTWARES: tuple[Software, ...] = (
     ),
     Software(
         name="megatron-2022",
+        kin="~eager",
         words=("megatron-lm 2022", "megatron-lm 2023", "korthikanti", "megatron-lm + sp", "megatron-lm sp"),
         flash=False,
         default_recompute="selective",
@@ -111,6 +117,7 @@ SOFTWARES: tuple[Software, ...] = (
     ),
     Software(
         name="megatron-2021",
+        kin="~eager",
         words=("megatron-lm 2020", "megatron-lm 2021", "megatron-lm 2019", "megatron-turing", "mt-nlg", "sc21", "ptd-p"),
         flash=False,
         sequence_parallel=False,
@@ -118,13 +125,16 @@ SOFTWARES: tuple[Software, ...] = (
         default_zero=0,
         interleaves=False,
     ),
-    Software(name="megatron-bridge", words=("megatron-bridge", "mbridge"), fused_loss=True),
-    Software(name="megatron-core", words=("megatron-core", "megatron core", "mcore", "megatron-lm"), fused_loss=True),
-    Software(name="nemo", words=("nemo",)),
-    Software(name="megatron", words=("megatron", "megascale", "primus"), fused_loss=True, constants_of="megatron-core"),
+    Software(name="megatron-bridge", kin="~te", words=("megatron-bridge", "mbridge"), fused_loss=True),
+    Software(name="megatron-core", kin="~te", words=("megatron-core", "megatron core", "mcore", "megatron-lm"), fused_loss=True),
+    Software(name="nemo", kin="~te", words=("nemo",)),
+    Software(
+        name="megatron", kin="~te", words=("megatron", "megascale", "primus"), fused_loss=True, constants_of="megatron-core"
+    ),
     # Both recompute all unless told otherwise: Pax's SAVE_NOTHING, MaxText's `remat_policy: full`.
     Software(
         name="paxml",
+        kin="~jax",
         words=("paxml", "praxis", "pax "),
         zero_stages=(0, 1, 2, 3),
         default_zero=3,
@@ -132,6 +142,7 @@ SOFTWARES: tuple[Software, ...] = (
     ),
     Software(
         name="xla",
+        kin="~jax",
         words=("xla", "maxtext", "jax", "levanter", "easylm", "flax", "axlearn", "t5x"),
         zero_stages=(0, 1, 2, 3),
         default_zero=3,
@@ -197,6 +208,10 @@ SOFTWARES: tuple[Software, ...] = (
     Software(name="other", words=("",), zero_stages=(0, 1, 2, 3), default_recompute="auto", selects="half"),
 )
 """In the order in which names are matched; the last one takes every name."""
+
+
+KIN = {software.name: software.kin for software in SOFTWARES}
+"""Family → its kin."""
 
 
 def software_of(framework: str) -> Software:
