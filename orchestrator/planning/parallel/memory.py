@@ -87,7 +87,7 @@ def memory_from(cases: Cases, m: MemoryConstants) -> Memory:
         fuller = sum(other) > state + activations + buffers
         state, activations, buffers = (np.where(fuller, b, a) for a, b in zip((state, activations, buffers), other, strict=True))
     allocated = state + activations + buffers
-    reserved = allocated * m.reserve
+    reserved = allocated + (activations + buffers) * (m.reserve - 1.0)
     return Memory(state, activations, buffers, allocated, reserved, reserved + m.context_bytes)
 
 
@@ -158,7 +158,7 @@ def _stage(
     kept = np.where(full, boundary, m.activation_share * np.where(selective, some, each))
     # Sequence parallelism gathers a block's input whole, and its gradient beside it.
     whole = np.where((cases.sequence_parallel > 0) & (cases.tp > 1), 4.0 * tokens * cases.hidden, 0.0)
-    work = np.where(full, each * m.work_share, 0.0) + whole
+    work = np.where(full, core * m.work_share, 0.0) + whole
     # With a pipeline, sharded parameters are gathered once a step and gradients stay whole until its end (2 + 4 bytes).
     gathered = np.where(
         cases.zero >= 3,

@@ -125,7 +125,8 @@ def _complete(run: RunInputs, software: Software, dp: int, guessed: tuple[str, .
     assert gpu and low is not None and run.hidden and run.heads and run.layers and run.seq_len and run.n_gpus and run.global_batch  # noqa: S101
     pp, each = run.pp or 1, -(-run.global_batch // dp)
     # With a pipeline micro-batches are kept small for its bubble; without one they are as large as memory allows.
-    unsaid = 0 if pp == 1 else max(1, each // pp) if software.micro_batches_as_stages else 1
+    chunks = max(1, min(run.vpp or _assumed_chunks(run, software), -(-run.layers // pp)))
+    unsaid = 0 if pp == 1 else max(1, each // (pp * chunks)) if software.micro_batches_as_stages else 1
     micro = min(run.micro_batch or unsaid, each)
     recompute = recompute_word(run.act_ckpt) or software.default_recompute
     per_node = min(run.gpus_per_node or min(gpu.nvlink_domain, 8), run.n_gpus)
@@ -149,7 +150,7 @@ def _complete(run: RunInputs, software: Software, dp: int, guessed: tuple[str, .
         dp=dp,
         tp=run.tp or 1,
         pp=pp,
-        vpp=max(1, min(run.vpp or _assumed_chunks(run, software), -(-run.layers // pp))),
+        vpp=chunks,
         cp=run.cp or 1,
         zero=zero,
         micro=micro,
@@ -181,14 +182,13 @@ def _complete(run: RunInputs, software: Software, dp: int, guessed: tuple[str, .
 
 
 def _assumed_chunks(run: RunInputs, software: Software) -> int:
-    """Virtual stages where a source leaves them out: Megatron's descendants interleave as a rule, so the most that divide, up
-    to 6."""
+    """Virtual stages where a source leaves them out: the most that divide, up to what the framework's recipes take."""
     pp = run.pp or 1
-    if pp == 1 or not software.interleaves or schedule_of(run.framework) != "1f1b" or not run.layers:
+    if pp == 1 or schedule_of(run.framework) != "1f1b" or not run.layers:
         return 1
     layers = run.layers if run.layers % pp == 0 else run.layers + 2
     share = layers // pp if layers % pp == 0 else 1
-    return max(v for v in range(1, 7) if share % v == 0)
+    return max(v for v in range(1, software.assumed_chunks + 1) if share % v == 0)
 
 
 def inputs_of_job(job: Mapping[str, Any], gpu: str) -> RunInputs:

@@ -53,7 +53,10 @@ class Software:
     """Where a source names no micro-batch, a step has as many micro-batches as pipeline stages (torchtitan's default);
     otherwise one of a single sequence is assumed with a pipeline."""
     interleaves: bool = True
-    """Where a source names no virtual stages, some are assumed."""
+    """Can put several virtual stages on a rank."""
+    assumed_chunks: int = 1
+    """Virtual stages that are assumed at most where a source names none: NVIDIA's recipes interleave as a rule, and torchtitan's
+    interleaved schedules take two unless told otherwise."""
     selects: str = "core"
     """What selective checkpointing drops and repeats: the attention "core" with its scores (Korthikanti et al. 2022), the
     feed-forward's inner "activation" (our engine), or about "half" of a layer, some of its matrix products too."""
@@ -100,6 +103,7 @@ SOFTWARES: tuple[Software, ...] = (
     Software(
         name="zero-bubble",
         kin="~eager",
+        assumed_chunks=6,
         words=("zb-", "zero bubble", "zero-bubble", "zbpp", "fork 1f1b", "megatron-lm fork"),
         flash=False,
         sequence_parallel=False,
@@ -125,11 +129,11 @@ SOFTWARES: tuple[Software, ...] = (
         default_zero=0,
         interleaves=False,
     ),
-    Software(name="megatron-bridge", kin="~te", words=("megatron-bridge", "mbridge"), fused_loss=True),
-    Software(name="megatron-core", kin="~te", words=("megatron-core", "megatron core", "mcore", "megatron-lm"), fused_loss=True),
-    Software(name="nemo", kin="~te", words=("nemo",)),
+    Software(name="megatron-bridge", kin="~te", assumed_chunks=6, words=("megatron-bridge", "mbridge"), fused_loss=True),
+    Software(name="megatron-core", kin="~te", assumed_chunks=6, words=("megatron-core", "megatron core", "mcore", "megatron-lm"), fused_loss=True),
+    Software(name="nemo", kin="~te", assumed_chunks=6, words=("nemo",)),
     Software(
-        name="megatron", kin="~te", words=("megatron", "megascale", "primus"), fused_loss=True, constants_of="megatron-core"
+        name="megatron", kin="~te", assumed_chunks=6, words=("megatron", "megascale", "primus"), fused_loss=True, constants_of="megatron-core"
     ),
     # Both recompute all unless told otherwise: Pax's SAVE_NOTHING, MaxText's `remat_policy: full`.
     Software(
@@ -158,6 +162,7 @@ SOFTWARES: tuple[Software, ...] = (
     Software(
         name="torchtitan",
         micro_batches_as_stages=True,
+        assumed_chunks=2,
         words=("torchtitan",),
         pipeline_zero=(0, 1, 2, 3),
         offloads=False,
@@ -170,7 +175,7 @@ SOFTWARES: tuple[Software, ...] = (
         optimizer_bytes=8.0,
     ),
     # Sums gradients in fp32 beside the 16-bit ones.
-    Software(name="nanotron", words=("nanotron",), default_recompute="none", gradient_bytes=6.0),
+    Software(name="nanotron", interleaves=False, words=("nanotron",), default_recompute="none", gradient_bytes=6.0),
     Software(name="internevo", words=("internevo", "internlm"), default_recompute="none", gradient_bytes=2.0),
     Software(name="colossal", words=("colossal",), default_recompute="full"),
     Software(
