@@ -19,7 +19,7 @@ IN_FLIGHT = (1.0, 1.0, 2.0, 1.0, 0.5, 1.0 / 3.0)
 
 MOST_TOKENS = 16_384
 """A micro-batch that a source leaves out is not taken to be longer: products of so many rows are as fast as they get."""
-ROOM = 0.90
+ROOM = 0.87
 """Of a GPU's memory, the share that the upper end of a prediction may take when a layout is said to fit. The rest is for what
 steady training does not show: spikes when the optimizer is built, fragmentation. Chosen so that no published out-of-memory row
 is said to fit."""
@@ -38,7 +38,9 @@ class MemoryConstants:
     logits_bytes: Floats
     """Per token and vocabulary entry on the last stage."""
     reserve: Floats
-    """Reserved over allocated."""
+    """Reserved over allocated of activations and buffers, on a GPU with room, and"""
+    state_reserve: Floats
+    """of training state."""
     context_bytes: Floats
     """CUDA context, libraries and NCCL's buffers."""
     gathered_layers: Floats
@@ -87,8 +89,17 @@ def memory_from(cases: Cases, m: MemoryConstants) -> Memory:
         fuller = sum(other) > state + activations + buffers
         state, activations, buffers = (np.where(fuller, b, a) for a, b in zip((state, activations, buffers), other, strict=True))
     allocated = state + activations + buffers
-    reserved = allocated + (activations + buffers) * (m.reserve - 1.0)
+    reserved = allocated + _fragments(cases, m, state, activations + buffers)
     return Memory(state, activations, buffers, allocated, reserved, reserved + m.context_bytes)
+
+
+def _fragments(cases: Cases, m: MemoryConstants, state: Floats, moving: Floats) -> Floats:
+    """What the caching allocator holds beyond what tensors hold, bytes: little beside state, which stays where it is; much beside
+    what comes and goes, unless the GPU is nearly full, when it frees what it keeps before it gives up."""
+    still = state * (m.state_reserve - 1.0)
+    loose = moving * (m.reserve - 1.0)
+    room = np.maximum(cases.memory - m.context_bytes - state - moving - still, 1.0)
+    return still + loose * room / (loose + room)
 
 
 def as_memory_allows(cases: Cases, table: Table) -> Cases:
