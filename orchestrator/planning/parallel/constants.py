@@ -191,7 +191,7 @@ FABRICS = ("node", "network")
 
 def keys_of(family: str, software: str, fabric: str) -> tuple[str, ...]:
     """The keys whose numbers a case multiplies, the most general first."""
-    return ("", family, KIN[software], software, f"{software}@{fabric}", f"{family}|{software}")
+    return ("", family, *filter(None, [KIN[software]]), software, f"{software}@{fabric}", f"{family}|{software}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,7 @@ def free_constants(cases: Cases) -> tuple[Free, ...]:
         free += [Free(name, family, spread) for name, spread in PER_GPU.items()]
         if np.any((families == family) & (cases.low >= 1)):
             free.append(Free("gemm_low", family, 0.15))
-    for kin in sorted({KIN[software] for software in softwares.tolist()}):
+    for kin in sorted({KIN[software] for software in softwares.tolist()} - {""}):
         free += [Free(name, kin, spread) for name, spread in OF_KIN.items()]
     for software in sorted(set(softwares.tolist())):
         free += [

@@ -63,8 +63,8 @@ class Software:
     constants_of: str = ""
     """The family whose fitted constants it has, where too few of its own runs are published."""
     kin: str = "~torch"
-    """Families that share kernels and habits, and so a part of their constants: Megatron with materialised scores, Megatron with
-    Transformer Engine, JAX, and all that is PyTorch's own eager or compiled kernels with FlashAttention."""
+    """Families that share kernels and habits, and so a part of their constants: Megatron with materialised scores ("~eager"),
+    Megatron with Transformer Engine ("~te"), PyTorch's own kernels with FlashAttention ("~torch"). Empty: of its own kind."""
 
 
 OWN_BYTES = BYTES_PER_PARAMETER["bf16"]
@@ -138,7 +138,7 @@ SOFTWARES: tuple[Software, ...] = (
     # Both recompute all unless told otherwise: Pax's SAVE_NOTHING, MaxText's `remat_policy: full`.
     Software(
         name="paxml",
-        kin="~jax",
+        kin="",
         words=("paxml", "praxis", "pax "),
         zero_stages=(0, 1, 2, 3),
         default_zero=3,
@@ -146,7 +146,7 @@ SOFTWARES: tuple[Software, ...] = (
     ),
     Software(
         name="xla",
-        kin="~jax",
+        kin="",
         words=("xla", "maxtext", "jax", "levanter", "easylm", "flax", "axlearn", "t5x"),
         zero_stages=(0, 1, 2, 3),
         default_zero=3,

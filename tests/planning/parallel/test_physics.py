@@ -5,6 +5,7 @@ import pytest
 
 from orchestrator.planning.parallel.cases import Cases
 from orchestrator.planning.parallel.communication import boundary_s, data_s
+from orchestrator.planning.parallel.compute import layer_time
 from orchestrator.planning.parallel.constants import STARTS, resolve
 from orchestrator.planning.parallel.fitted import MEMORY, STEP_TIME
 from orchestrator.planning.parallel.memory import MOST_TOKENS, as_memory_allows, memory_of
@@ -63,11 +64,41 @@ def test_a_micro_batch_that_is_not_said_is_what_memory_allows() -> None:
     assert a_case(**alone | {"micro_batch": 2}).micro[0] == 2
 
 
-@pytest.mark.parametrize(("framework", "micro"), [("NeMo", 1.0), ("torchtitan", 8.0)])
-def test_with_a_pipeline_it_is_one_sequence_or_what_the_framework_makes_of_the_stages(framework: str, micro: float) -> None:
-    piped = a_case(framework=framework, n_gpus=64, pp=4, tp=1, global_batch=512, micro_batch=None)
+@pytest.mark.parametrize(("framework", "vpp", "micro"), [("NeMo", 1, 1.0), ("torchtitan", 1, 8.0), ("torchtitan", 2, 4.0)])
+def test_with_a_pipeline_it_is_one_sequence_or_what_the_framework_makes_of_the_stages(
+    framework: str, vpp: int, micro: float
+) -> None:
+    piped = a_case(framework=framework, n_gpus=64, pp=4, vpp=vpp, tp=1, global_batch=512, micro_batch=None)
     assert piped.dp[0] == 16
     assert piped.micro[0] == micro
+
+
+@pytest.mark.parametrize(
+    ("framework", "chunks"), [("NeMo", 4.0), ("torchtitan", 2.0), ("nanotron", 1.0), ("InternEvo", 1.0), ("Megatron-DeepSpeed", 1.0)]
+)
+def test_virtual_stages_that_are_not_said_are_what_the_frameworks_recipes_take(framework: str, chunks: float) -> None:
+    assert a_case(framework=framework, n_gpus=64, pp=8, vpp=None, global_batch=512).vpp[0] == chunks
+    assert a_case(framework=framework, n_gpus=64, pp=8, vpp=4, global_batch=512).vpp[0] == 4.0
+
+
+def test_a_framework_without_runs_takes_what_its_kin_have_in_common() -> None:
+    learned = {**STARTS, "pace": {"": 1.0, "~torch": 1.2, "~te": 0.9, "~eager": 1.1}}
+    paces = {name: float(resolve(learned, a_case(framework=name)).pace[0]) for name in ("nanotron", "Megatron-Core", "MaxText")}
+    assert paces == {"nanotron": 1.2, "Megatron-Core": 0.9, "MaxText": 1.0}
+
+
+def test_eight_bit_products_pay_for_casting_what_goes_in_and_the_gradients_of_what_comes_out() -> None:
+    def casts_s(**changed: object) -> float:
+        case = a_case(tp=1, n_gpus=8, dp=8, precision="fp8", **changed)
+        dear, cheap = ({**STARTS, "cast_passes": {"": passes}} for passes in (3.0, 2.0))
+        one, other = (float(layer_time(case, resolve(table, case)).memory_bound_s[0]) for table in (dear, cheap))
+        return one - other
+
+    same = {"hidden": 4096, "heads": 32, "kv_heads": 32, "seq_len": 4096, "micro_batch": 1}
+    gated, plain = casts_s(ffn_hidden=8192, gated_mlp=True, **same), casts_s(ffn_hidden=12288, gated_mlp=False, **same)
+    # 4 + 4 widths around attention; a gated feed-forward casts one inner width going in and two coming back.
+    assert gated == pytest.approx(plain)
+    assert gated == pytest.approx(4096 * (8 * 4096 + 3 * 8192) * 2 / 3.35e12)
 
 
 def test_jaxs_trainers_are_two_families_that_recompute_all() -> None:
@@ -125,3 +156,15 @@ def test_deepspeed_casts_its_share_of_16_bit_gradients_when_it_steps() -> None:
     # 2 + 2 + 12 of state and 4 of fp32 gradients; of the last two every rank has its share.
     assert bytes_per_parameter(1) == pytest.approx(20.0, rel=0.05)
     assert bytes_per_parameter(1) - bytes_per_parameter(4) > 11.0
+
+
+def test_the_allocator_keeps_fragments_while_there_is_room_and_frees_them_when_there_is_none() -> None:
+    def fragments_gib(memory_gib: float) -> float:
+        case = a_case(framework="torchtitan", n_gpus=8, dp=8, tp=1, act_ckpt="none", micro_batch=2, seq_len=8192, global_batch=16)
+        memory = memory_of(case.with_columns(memory=np.array([memory_gib * 2.0**30])), MEMORY)
+        assert memory.reserved_bytes[0] > memory.allocated_bytes[0]
+        return float(memory.reserved_bytes[0] - memory.allocated_bytes[0]) / 2.0**30
+
+    roomy, full = fragments_gib(400.0), fragments_gib(100.0)
+    assert full < 0.5 * roomy
+    assert roomy < 0.5 * 400.0
