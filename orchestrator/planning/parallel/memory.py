@@ -72,17 +72,12 @@ def memory_of(cases: Cases, table: Table) -> Memory:
 def memory_from(cases: Cases, m: MemoryConstants) -> Memory:
     """The same from the constants of each case."""
     stages = stages_of(cases)
+    middle = np.where(cases.pp > 2, stages.middle_layers, 0.0)
+    vocabulary = cases.vocab * cases.hidden / cases.tp
     candidates = (
-        _stage(cases, m, stages.first_parameters, stages.first_layers, _in_flight(cases, behind=0), at_end=cases.pp == 1),
-        _stage(
-            cases,
-            m,
-            stages.middle_parameters,
-            np.where(cases.pp > 2, stages.middle_layers, 0.0),
-            _in_flight(cases, behind=1),
-            at_end=False,
-        ),
-        _stage(cases, m, stages.last_parameters, stages.last_layers, _in_flight(cases, behind=-1), at_end=True),
+        _stage(cases, m, stages.first_parameters, stages.first_layers, _in_flight(cases, behind=0), cases.pp == 1, vocabulary),
+        _stage(cases, m, stages.middle_parameters, middle, _in_flight(cases, behind=1), False, np.zeros(())),
+        _stage(cases, m, stages.last_parameters, stages.last_layers, _in_flight(cases, behind=-1), True, vocabulary),
     )
     state, activations, buffers = candidates[0]
     for other in candidates[1:]:
@@ -155,9 +150,16 @@ def layer_activation_bytes(cases: Cases, scores_kept: Floats | float = 1.0) -> F
 
 
 def _stage(
-    cases: Cases, m: MemoryConstants, parameters: Floats, layers: Floats, flying: Floats, at_end: Floats | bool
+    cases: Cases,
+    m: MemoryConstants,
+    parameters: Floats,
+    layers: Floats,
+    flying: Floats,
+    at_end: Floats | bool,
+    vocabulary: Floats,
 ) -> tuple[Floats, Floats, Floats]:
-    """State, activations and buffers of one stage, bytes."""
+    """State, activations and buffers of one stage, bytes. `at_end`: it computes the loss; `vocabulary`: parameters of its
+    embedding, 0 without one."""
     tokens = cases.micro * cases.seq / cases.cp
     each = layer_activation_bytes(cases)
     spread = np.where(cases.sequence_parallel > 0, cases.tp, 1.0)
@@ -177,8 +179,10 @@ def _stage(
         0.0,
     )
     ends = np.where(at_end, m.logits_bytes * tokens * cases.vocab / cases.tp, 0.0)
+    # Where 16-bit gradients are summed in fp32 beside, each is cast whole first (DeepSpeed's BF16_Optimizer), the largest too.
+    cast = np.where(cases.state_g >= 6.0, 4.0 * np.maximum(vocabulary, cases.hidden * cases.ffn / cases.tp), 0.0)
     flown = kept * layers * flying
-    return state_bytes(cases, m, parameters), flown, np.maximum(work + gathered + ends, _step_bytes(cases, parameters) - flown)
+    return state_bytes(cases, m, parameters), flown, np.maximum(work + gathered + ends + cast, _step_bytes(cases, parameters) - flown)
 
 
 def _step_bytes(cases: Cases, parameters: Floats) -> Floats:
