@@ -177,7 +177,7 @@ MEMORY_STARTS: Table = {
     "selective_kept": {"": 0.5},
     "work_share": {"": 1.0},
     "logits_bytes": {"": 8.0},
-    "reserve": {"": 1.5},
+    "reserve": {"": 1.4},
     "state_reserve": {"": 1.03},
     "context_bytes": {"": 1.5e9},
     "gathered_layers": {"": 2.0},

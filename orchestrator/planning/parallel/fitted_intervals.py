@@ -44,13 +44,13 @@ STEP_TIME_INTERVALS: Quantiles = {
 MEMORY_INTERVALS: Quantiles = {
     "": (-0.2624, 0.2877),
     "*": (-0.2624, 0.2877),
-    "A100|megatron-deepspeed": (-0.0555, 0.0692),
-    "A100|megatron-deepspeed@network": (-0.0593, 0.0830),
+    "A100|megatron-deepspeed": (-0.0475, 0.0653),
+    "A100|megatron-deepspeed@network": (-0.0512, 0.0741),
     "A100|zero-bubble": (-0.0332, 0.0824),
     "A100|zero-bubble@network": (-0.0332, 0.0266),
     "A100|zero-bubble@node": (-0.0248, 0.1235),
-    "B200|megatron-core": (-0.0587, 0.0654),
-    "B200|megatron-core@node": (-0.0587, 0.0654),
-    "H100-500W|torchtitan": (-0.0499, 0.0621),
+    "B200|megatron-core": (-0.0575, 0.0654),
+    "B200|megatron-core@node": (-0.0575, 0.0654),
+    "H100-500W|torchtitan": (-0.0447, 0.0745),
 }
 """Key → ends of ln(measured / predicted)."""

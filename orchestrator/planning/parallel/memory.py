@@ -19,7 +19,7 @@ IN_FLIGHT = (1.0, 1.0, 2.0, 1.0, 0.5, 1.0 / 3.0)
 
 MOST_TOKENS = 16_384
 """A micro-batch that a source leaves out is not taken to be longer: products of so many rows are as fast as they get."""
-ROOM = 0.87
+ROOM = 0.90
 """Of a GPU's memory, the share that the upper end of a prediction may take when a layout is said to fit. The rest is for what
 steady training does not show: spikes when the optimizer is built, fragmentation. Chosen so that no published out-of-memory row
 is said to fit."""
