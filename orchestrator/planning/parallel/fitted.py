@@ -418,7 +418,7 @@ MEMORY: Table = {
         "torchtitan": 1.005,
     },
     "context_bytes": {
-        "": 1.5e+09,
+        "": 1.5e09,
         "megatron-deepspeed": 5.347,
         "torchtitan": 0.9681,
     },

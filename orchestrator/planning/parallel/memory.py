@@ -182,7 +182,8 @@ def _stage(
     # Where 16-bit gradients are summed in fp32 beside, each is cast whole first (DeepSpeed's BF16_Optimizer), the largest too.
     cast = np.where(cases.state_g >= 6.0, 4.0 * np.maximum(vocabulary, cases.hidden * cases.ffn / cases.tp), 0.0)
     flown = kept * layers * flying
-    return state_bytes(cases, m, parameters), flown, np.maximum(work + gathered + ends + cast, _step_bytes(cases, parameters) - flown)
+    buffers = np.maximum(work + gathered + ends + cast, _step_bytes(cases, parameters) - flown)
+    return state_bytes(cases, m, parameters), flown, buffers
 
 
 def _step_bytes(cases: Cases, parameters: Floats) -> Floats:

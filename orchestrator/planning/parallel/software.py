@@ -130,10 +130,21 @@ SOFTWARES: tuple[Software, ...] = (
         interleaves=False,
     ),
     Software(name="megatron-bridge", kin="~te", assumed_chunks=6, words=("megatron-bridge", "mbridge"), fused_loss=True),
-    Software(name="megatron-core", kin="~te", assumed_chunks=6, words=("megatron-core", "megatron core", "mcore", "megatron-lm"), fused_loss=True),
+    Software(
+        name="megatron-core",
+        kin="~te",
+        assumed_chunks=6,
+        words=("megatron-core", "megatron core", "mcore", "megatron-lm"),
+        fused_loss=True,
+    ),
     Software(name="nemo", kin="~te", assumed_chunks=6, words=("nemo",)),
     Software(
-        name="megatron", kin="~te", assumed_chunks=6, words=("megatron", "megascale", "primus"), fused_loss=True, constants_of="megatron-core"
+        name="megatron",
+        kin="~te",
+        assumed_chunks=6,
+        words=("megatron", "megascale", "primus"),
+        fused_loss=True,
+        constants_of="megatron-core",
     ),
     # Both recompute all unless told otherwise: Pax's SAVE_NOTHING, MaxText's `remat_policy: full`.
     Software(

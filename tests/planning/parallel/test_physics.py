@@ -11,7 +11,7 @@ from orchestrator.planning.parallel.fitted import MEMORY, STEP_TIME
 from orchestrator.planning.parallel.memory import MOST_TOKENS, as_memory_allows, memory_of
 from orchestrator.planning.parallel.software import software_of
 from orchestrator.planning.parallel.step_time import step_time
-from orchestrator.planning.parallel.validation import validate
+from orchestrator.planning.parallel.validation import predict_rows, validate
 from tests.planning.parallel.test_rows_and_scores import a_row, study_of
 
 KORTHIKANTI = (
@@ -53,6 +53,36 @@ def test_step_times_of_korthikanti_are_met_without_having_been_fitted() -> None:
     assert score.step_error_p90 < 0.10
 
 
+LLAMA_405B = {
+    **{"framework": "Megatron-LM", "gpu": "H100-80G", "layers": 126, "hidden": 16_384, "heads": 128, "kv_heads": 8},
+    **{"ffn_hidden": 53_248, "vocab": 128_256, "gated_mlp": True, "seq_len": 8192, "zero_stage": 2, "tp": 8, "pp": 16, "cp": 1},
+    **{"micro_batch": 1, "vpp": None, "act_ckpt": "none", "global_batch": 2048},
+}
+"""Grattafiori et al. 2024, table 4. 430 and 400 TFLOP/s per GPU, causal attention counted."""
+MT_NLG = {
+    **{"framework": "Megatron-DeepSpeed", "gpu": "A100-80G", "layers": 105, "hidden": 20_480, "heads": 128, "kv_heads": 128},
+    **{"ffn_hidden": 81_920, "vocab": 50_257, "gated_mlp": False, "seq_len": 2048, "zero_stage": 0, "tp": 8, "pp": 35, "cp": 1},
+    **{"micro_batch": 1, "vpp": 1, "act_ckpt": "full", "global_batch": 1920},
+}
+"""Smith et al. 2022, section 2.4."""
+
+
+def test_runs_on_thousands_of_gpus_are_met_without_having_been_fitted() -> None:
+    flops = 2048 * 8192 * (6 * 405.9e9 + 6 * 126 * 16_384 * 8192)
+    llama = [
+        a_row(**LLAMA_405B, name=f"{gpus}", step_s=flops / (gpus * reached), n_gpus=gpus, dp=gpus // 128)
+        for gpus, reached in ((8192, 430e12), (16_384, 400e12))
+    ]
+    mt_nlg = [
+        a_row(**MT_NLG, name=f"{gpus}", step_s=step_s, n_gpus=gpus, dp=gpus // 280)
+        for gpus, step_s in ((2240, 60.1), (2800, 50.2), (3360, 44.4))
+    ]
+    study = study_of([*llama, *mt_nlg])
+    off = predict_rows(study).step_s / study.step_s - 1.0
+    assert np.all(np.abs(off[:2]) < 0.08)
+    assert np.all(np.abs(off[2:]) < 0.18)
+
+
 def test_a_micro_batch_that_is_not_said_is_what_memory_allows() -> None:
     alone = {"pp": 1, "micro_batch": None, "framework": "FSDP", "seq_len": 2048, "global_batch": 128}
     roomy, full = a_case(**alone), a_case(**alone, layers=80, hidden=8192, heads=64, ffn_hidden=28_672)
@@ -74,7 +104,8 @@ def test_with_a_pipeline_it_is_one_sequence_or_what_the_framework_makes_of_the_s
 
 
 @pytest.mark.parametrize(
-    ("framework", "chunks"), [("NeMo", 4.0), ("torchtitan", 2.0), ("nanotron", 1.0), ("InternEvo", 1.0), ("Megatron-DeepSpeed", 1.0)]
+    ("framework", "chunks"),
+    [("NeMo", 4.0), ("torchtitan", 2.0), ("nanotron", 1.0), ("InternEvo", 1.0), ("Megatron-DeepSpeed", 1.0)],
 )
 def test_virtual_stages_that_are_not_said_are_what_the_frameworks_recipes_take(framework: str, chunks: float) -> None:
     assert a_case(framework=framework, n_gpus=64, pp=8, vpp=None, global_batch=512).vpp[0] == chunks
