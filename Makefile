@@ -54,6 +54,7 @@ bench-controller: setup
 ROWS ?= $(wildcard ../shared/data/published_runs*.csv)
 bench-planner: setup
 	@$(BIN)/rackray planner bench $(ROWS) -o orchestrator/planning/parallel/bench
+	@$(BIN)/python -m tests.benchmarks.planner_speed
 
 bench-model: setup
 	@$(BIN)/python -m tests.benchmarks.model_step -o model/bench --machine "$$(nproc) CPU cores"
