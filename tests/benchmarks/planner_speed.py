@@ -1,7 +1,7 @@
 """How many layouts a second the planner predicts on one core, and how long it searches: part of `make bench-planner`.
 
 Processor seconds of this process, the best of several; numpy works on one thread here. A layout is predicted whole: step time
-with its terms, and memory of the fullest rank. The search adds ranking, power, goodput, and the pipelines of the best ones replayed.
+with its terms, and memory of the fullest rank. The search adds ranking, power and goodput, and replays the best pipelines.
 """
 
 import os
