@@ -88,8 +88,8 @@ class Constants:
     optimizer_bytes: Floats
     """Moved per parameter by Adam."""
     nvlink_reach: Floats
-    """Share of NVLink's rate in training. Alone a collective reaches 0.77 on an A100 and 0.82 on an H100 (nccl-tests); a fit tells it
-    badly from what else tensor parallelism costs, so that it may leave its start only by a little."""
+    """Share of NVLink's rate in training. Alone a collective reaches 0.77 on an A100 and 0.82 on an H100 (nccl-tests). A fit
+    tells it badly from what else tensor parallelism costs, so that it may leave its start only by a little."""
     nvlink_alpha_s: Floats
     """Per collective, more than NCCL alone takes: launching it, and waiting for the slowest rank."""
     network_reach: Floats
