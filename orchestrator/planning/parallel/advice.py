@@ -31,6 +31,7 @@ def check_layout(job: PlanJob, cluster: GpuCluster, layout: Layout) -> None:
     """Raises BadInput, with the way out, for a layout that cannot be run."""
     software, shape = software_of(job.framework), job.shape
     at_once = layout.data * layout.micro_sequences
+    micro_batches, rounds = job.global_sequences // at_once, -(-job.global_sequences // (at_once * layout.pipeline))
     rules = (
         (
             layout.gpus != cluster.gpus,
@@ -51,6 +52,17 @@ def check_layout(job: PlanJob, cluster: GpuCluster, layout: Layout) -> None:
             job.global_sequences % at_once,
             f"{job.global_sequences} sequences do not divide by data {layout.data} x micro-batch {layout.micro_sequences}",
             f"use a batch of {-(-job.global_sequences // at_once) * at_once}",
+        ),
+        (
+            # Embedding and head may count as a layer each.
+            layout.virtual_stages * layout.pipeline > shape.layers + 2,
+            f"{shape.layers} layers cannot fill {layout.virtual_stages} virtual stages on each of {layout.pipeline} ranks",
+            f"choose {max(shape.layers // layout.pipeline, 1)} virtual stages or fewer",
+        ),
+        (
+            layout.virtual_stages > 1 and micro_batches % layout.pipeline,
+            f"{micro_batches} micro-batches cannot be interleaved over {layout.pipeline} stages",
+            f"use a batch of {at_once * layout.pipeline * rounds}, or no interleaving",
         ),
         (
             layout.pipeline > 1 and layout.zero not in software.pipeline_zero,

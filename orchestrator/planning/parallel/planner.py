@@ -3,6 +3,7 @@
 Pure functions over the tables of `fitted.py`: no I/O, no clock, no randomness; the same question has the same answer.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,18 +13,18 @@ from orchestrator.domain.layout import Fits, Layout, Prediction, Recompute
 from orchestrator.planning.parallel.advice import check_layout, check_precision, nothing_fits, smallest_change
 from orchestrator.planning.parallel.cases import Cases, Floats
 from orchestrator.planning.parallel.cluster import GpuCluster, PlanJob, check_job
-from orchestrator.planning.parallel.communication import boundary_s
 from orchestrator.planning.parallel.constants import Constants
 from orchestrator.planning.parallel.evaluate import Evaluated, evaluate
 from orchestrator.planning.parallel.power import node_power_w
 from orchestrator.planning.parallel.search import Limits, layout_of
-from orchestrator.planning.parallel.simulate import Chunk, pipeline_s
+from orchestrator.planning.parallel.simulate import Chunk, pipeline_s, steady_s
 from orchestrator.planning.parallel.sizes import stages_of
 from orchestrator.planning.parallel.step_time import TERMS, held_layer_s
 from orchestrator.planning.parallel.validation import FITTED, Tables
 
-REPLAYED = 4
-"""Candidates at the top whose pipelines are played event by event before the order is final."""
+MOST_REPLAYED = 16
+"""Candidates whose pipelines are played event by event at most: those that are shown, and more while the next one is faster by
+the closed form than the best is when played. Playing finds waits that the closed form does not, and hardly ever savings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,15 +47,15 @@ class Plan:
 
 
 def predict(job: PlanJob, cluster: GpuCluster, layout: Layout, tables: Tables = FITTED) -> Prediction:
-    """What `layout` will need and do. Raises BadInput where it does not divide the cluster, the batch, the layers or the
-    heads."""
+    """What `layout` will need and do, its pipeline played event by event. Raises BadInput where it does not divide the cluster,
+    the batch, the layers or the heads."""
     check_job(job)
     check_precision(job, cluster)
     check_layout(job, cluster, layout)
-    return _prediction(evaluate(job, cluster, Limits(fixed=layout), tables), 0, job, cluster)
+    return _replayed(evaluate(job, cluster, Limits(fixed=layout), tables), 0, job, cluster, tables)
 
 
-def plan(job: PlanJob, cluster: GpuCluster, limits: Limits | None = None, keep: int = 10, tables: Tables = FITTED) -> Plan:
+def plan(job: PlanJob, cluster: GpuCluster, limits: Limits | None = None, keep: int = 5, tables: Tables = FITTED) -> Plan:
     """Every layout the job's framework could run on the cluster, the best `keep` of them ranked by the time of the whole run:
     step time over the share of time that checkpoints and failures leave.
 
@@ -68,10 +69,18 @@ def plan(job: PlanJob, cluster: GpuCluster, limits: Limits | None = None, keep: 
     candidates = found.fits_yes if np.any(found.fits_yes) else found.fits_tight
     if not np.any(candidates):
         raise BadInput(nothing_fits(found, job, cluster), smallest_change(job, cluster, limits, tables))
-    run_s = np.where(candidates, found.total_s / found.goodput.kept, np.inf)
-    order = np.argsort(run_s, kind="stable")[: min(keep, int(candidates.sum()))]
-    ranked = sorted((_replayed(found, int(i), job, cluster, tables) for i in order[:REPLAYED]), key=lambda p: p.run_s)
-    ranked += [_prediction(found, int(i), job, cluster) for i in order[REPLAYED:]]
+    run_s = np.where(candidates, job.steps * found.total_s / found.goodput.kept, np.inf)
+    told: dict[int, Prediction] = {}
+
+    def tell(index: int) -> Prediction:
+        return told[index] if index in told else told.setdefault(index, _replayed(found, index, job, cluster, tables))
+
+    ranked: list[Prediction] = []
+    for index in np.argsort(run_s, kind="stable")[: max(keep, MOST_REPLAYED)].tolist():
+        if run_s[index] == np.inf or (len(ranked) >= keep and run_s[index] >= min(p.run_s for p in ranked)):
+            break
+        ranked.append(tell(index))
+    ranked = sorted(ranked, key=lambda p: p.run_s)[:keep]
     return Plan(
         job=job,
         cluster=cluster,
@@ -79,7 +88,7 @@ def plan(job: PlanJob, cluster: GpuCluster, limits: Limits | None = None, keep: 
         considered=len(found.layouts),
         fitting=int(found.fits_yes.sum()),
         tight=int(found.fits_tight.sum()),
-        alternatives=_alternatives(found, ranked[0].layout, job, cluster),
+        alternatives=_alternatives(found, ranked[0].layout, tell),
     )
 
 
@@ -90,7 +99,7 @@ def other_fleets(job: PlanJob, cluster: GpuCluster, tables: Tables = FITTED) -> 
         if nodes < 1:
             continue
         try:
-            found.append((nodes, plan(job, replace(cluster, nodes=nodes), keep=REPLAYED, tables=tables).best))
+            found.append((nodes, plan(job, replace(cluster, nodes=nodes), keep=1, tables=tables).best))
         except BadInput:
             continue  # no layout divides or fits there: that size has no row
     return found
@@ -101,12 +110,11 @@ def _at(values: Floats, index: int, size: int) -> float:
     return float(np.broadcast_to(values, (size,))[index])
 
 
-def _prediction(found: Evaluated, index: int, job: PlanJob, cluster: GpuCluster, replayed_s: float | None = None) -> Prediction:
+def _prediction(found: Evaluated, index: int, job: PlanJob, cluster: GpuCluster, missed_s: float = 0.0) -> Prediction:
     size = len(found.layouts)
     terms = {name.removesuffix("_s"): _at(getattr(found.step, name), index, size) for name in TERMS}
-    if replayed_s is not None:
-        terms["bubble"] += replayed_s - float(found.total_s[index])
-    step_s = replayed_s if replayed_s is not None else float(found.total_s[index])
+    terms["bubble"] += missed_s
+    step_s = float(found.total_s[index]) + missed_s
     tokens = job.global_sequences * job.sequence_tokens
     flops = 3 * job.shape.forward_flops_per_token(job.sequence_tokens) * tokens
     good = found.goodput
@@ -144,18 +152,16 @@ def _prediction(found: Evaluated, index: int, job: PlanJob, cluster: GpuCluster,
 
 
 def _replayed(found: Evaluated, index: int, job: PlanJob, cluster: GpuCluster, tables: Tables) -> Prediction:
-    """The prediction with its pipeline played event by event instead of the closed form."""
+    """The prediction with what playing its pipeline event by event adds to the closed form, or takes from it."""
     layout = layout_of(found.layouts[index])
     if layout.pipeline == 1:
         return _prediction(found, index, job, cluster)
     case = found.cases.take(np.array([index]))
     constants = tables.constants_of(case)
     chunks = _chunks(case, constants, layout)
-    send_s = float((boundary_s(case, constants) * constants.boundary_exposed)[0])
     micro_batches = job.global_sequences // (layout.data * layout.micro_sequences)
-    played = pipeline_s(chunks, micro_batches, send_s) * float(constants.pace.item())
-    rest = sum(_at(getattr(found.step, name), index, len(found.layouts)) for name in ("data_s", "optimizer_s"))
-    return _prediction(found, index, job, cluster, played + rest)
+    missed_s = (pipeline_s(chunks, micro_batches, 0.0) - steady_s(chunks, micro_batches)) * float(constants.pace.item())
+    return _prediction(found, index, job, cluster, missed_s)
 
 
 def _chunks(case: Cases, constants: Constants, layout: Layout) -> list[list[Chunk]]:
@@ -183,7 +189,7 @@ def _chunks(case: Cases, constants: Constants, layout: Layout) -> list[list[Chun
 
 
 # ---------------------------------------------------------------------- why not the others
-def _alternatives(found: Evaluated, best: Layout, job: PlanJob, cluster: GpuCluster) -> tuple[tuple[str, Prediction | None], ...]:
+def _alternatives(found: Evaluated, best: Layout, tell: Callable[[int], Prediction]) -> tuple[tuple[str, Prediction | None], ...]:
     """For each respect, the fastest layout that fits and differs from the best in it; the leanest where none fits."""
     columns = np.array(found.layouts)
     chosen = np.array([best.data, best.tensor, best.pipeline, best.virtual_stages, best.context, best.zero, best.micro_sequences])
@@ -198,7 +204,7 @@ def _alternatives(found: Evaluated, best: Layout, job: PlanJob, cluster: GpuClus
             else:
                 device = np.broadcast_to(found.memory.device_bytes, differs.shape)
                 index = int(np.argmin(np.where(differs, device, np.inf)))
-            answers.append((f"{word} {value}", _prediction(found, index, job, cluster)))
+            answers.append((f"{word} {value}", tell(index)))
     return tuple(answers)
 
 

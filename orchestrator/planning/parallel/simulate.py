@@ -43,6 +43,13 @@ def pipeline_s(chunks: Sequence[Sequence[Chunk]], micro_batches: int, send_s: fl
     return short + (longer - short) / ranks * (micro_batches - played)
 
 
+def steady_s(chunks: Sequence[Sequence[Chunk]], micro_batches: int) -> float:
+    """What the closed form takes for the same pipeline, sends left out: the slowest rank's beat, and once the others' share of a
+    virtual stage."""
+    ranks = [sum(row[rank].forward_s + row[rank].backward_s for row in chunks) for rank in range(len(chunks[0]))]
+    return micro_batches * max(ranks) + (sum(ranks) - max(ranks)) / len(chunks)
+
+
 def play(chunks: Sequence[Sequence[Chunk]], micro_batches: int, send_s: float) -> Played:
     """Play one step. Raises ValueError for an interleaved pipeline whose micro-batches do not divide."""
     ranks, virtual = len(chunks[0]), len(chunks)

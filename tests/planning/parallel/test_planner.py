@@ -8,6 +8,7 @@ from model.shape import PRESETS, EncoderDecoderShape, TransformerShape, state_by
 from orchestrator.domain.errors import BadInput
 from orchestrator.domain.layout import Fits, Layout, Recompute
 from orchestrator.planning.parallel.cluster import PlanJob, cluster_by_hand
+from orchestrator.planning.parallel.evaluate import evaluate
 from orchestrator.planning.parallel.memory import memory_of
 from orchestrator.planning.parallel.planner import plan, predict
 from orchestrator.planning.parallel.power import clock_share
@@ -18,6 +19,41 @@ from orchestrator.planning.parallel.validation import FITTED
 
 def a_job(preset: str = "llama-8b", batch: int = 512, framework: str = "megatron-core", tokens: int = 8192) -> PlanJob:
     return PlanJob(shape=PRESETS[preset], global_sequences=batch, sequence_tokens=tokens, steps=1000, framework=framework)
+
+
+@pytest.mark.parametrize(
+    ("preset", "nodes", "framework"),
+    [
+        ("llama-8b", 8, "megatron-core"),
+        ("llama-70b", 64, "megatron-core"),
+        ("gpt3-175b", 64, "nemo"),
+        ("llama-70b", 64, "torchtitan"),
+    ],
+)
+def test_what_a_plan_says_of_a_layout_a_prediction_of_it_says_too(preset: str, nodes: int, framework: str) -> None:
+    job, cluster = a_job(preset, framework=framework, tokens=2048), cluster_by_hand("H100", nodes)
+    for found in plan(job, cluster, keep=4).ranked:
+        alone = predict(job, cluster, found.layout)
+        assert alone.step_s == pytest.approx(found.step_s, rel=1e-9)
+        assert alone.terms_s == pytest.approx(found.terms_s)
+
+
+@pytest.mark.parametrize("virtual", [1, 2, 4])
+@pytest.mark.parametrize("framework", ["megatron-core", "nemo"])
+def test_played_a_pipeline_of_equal_stages_takes_what_the_closed_form_says(virtual: int, framework: str) -> None:
+    shape = replace(PRESETS["llama-8b"], vocabulary=64)
+    job = replace(a_job(batch=512, framework=framework), shape=shape)
+    layout = Layout(data=4, tensor=2, pipeline=8, virtual_stages=virtual)
+    cluster = cluster_by_hand("H100", 8)
+    found = evaluate(job, cluster, Limits(fixed=layout))
+    assert predict(job, cluster, layout).step_s == pytest.approx(float(found.total_s[0]), rel=3e-3)
+
+
+def test_playing_never_makes_the_first_choice_a_worse_one_than_another_shown() -> None:
+    found = plan(a_job("llama-405b", batch=1024), cluster_by_hand("H100", 256), keep=16)
+    assert [p.run_s for p in found.ranked] == sorted(p.run_s for p in found.ranked)
+    best, cluster = found.ranked[0], found.cluster
+    assert all(predict(found.job, cluster, p.layout).run_s >= best.run_s * (1 - 1e-9) for p in found.ranked)
 
 
 def test_terms_add_up_to_the_step_and_the_interval_holds_it() -> None:
@@ -63,6 +99,8 @@ def test_deepspeed_pipelines_with_zero_0_and_1_only() -> None:
         (Layout(data=3, tensor=2), "6 GPUs and the cluster has 16"),
         (Layout(data=16, micro_sequences=3), "do not divide by data 16 x micro-batch 3"),
         (Layout(data=16, pipeline=1, micro_sequences=64), "do not divide"),
+        (Layout(data=4, pipeline=4, virtual_stages=16), "cannot fill 16 virtual stages on each of 4 ranks"),
+        (Layout(data=4, pipeline=4, virtual_stages=2, micro_sequences=64), "2 micro-batches cannot be interleaved over 4 stages"),
     ],
 )
 def test_a_layout_that_does_not_divide_is_refused_in_one_sentence(layout: Layout, says: str) -> None:
