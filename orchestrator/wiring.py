@@ -145,6 +145,13 @@ def load_job(path: Path) -> Any:
     return read_job(path, job_problems)
 
 
+def is_job(path: Path) -> bool:
+    """Whether a file says that it is a job. Raises BadInput where it cannot be read."""
+    from orchestrator.drivers.job_reader import is_job as says_so
+
+    return says_so(path)
+
+
 def read_run_rows(path: Path) -> "tuple[RunRow, ...]":
     """The rows of a CSV table of measured runs. Raises BadInput."""
     from orchestrator.drivers.run_rows import read_run_rows as read

@@ -11,6 +11,7 @@ from orchestrator.cli.power_drawing import power_svg
 from orchestrator.cli.power_view import explain_power, of_limit
 from orchestrator.cli.rack_drawing import racks_svg
 from orchestrator.domain.errors import BadInput, Problem
+from orchestrator.domain.job import JobSpec
 from orchestrator.domain.spec import ClusterSpec
 from orchestrator.domain.words import counted
 from orchestrator.planning.power_checks import draw_by_feed_w
@@ -34,7 +35,7 @@ DRAWINGS = ("power.svg", "racks.svg")
     help="Draw a valid spec: a FILE called [...]power.svg is the power tree, [...]racks.svg the racks.",
 )
 def validate(spec: Path, as_json: bool, explain: str | None, outputs: tuple[Path, ...]) -> int:
-    """Check SPEC: every problem at once, each as FILE:LINE:COLUMN: what, how much; way out.
+    """Check SPEC: every problem at once, each as FILE:LINE:COLUMN: what, how much; way out. A training job is checked too.
 
     Exit code 0 where the spec is valid, 2 where it is not. Nothing but FILE is written and no machine is asked.
     """
@@ -42,14 +43,13 @@ def validate(spec: Path, as_json: bool, explain: str | None, outputs: tuple[Path
         if not output.name.endswith(DRAWINGS):
             raise BadInput(f"nothing can be drawn as {output.name}", f"end the file's name with one of: {', '.join(DRAWINGS)}")
     try:
-        loaded = wiring.load_spec(spec)
+        loaded = None if wiring.is_job(spec) else wiring.load_spec(spec)
     except BadInput as error:
-        problems = error.problems or (Problem(str(spec), 0, 0, str(error), error.hint),)
-        if as_json:
-            print_json({"ok": False, "nodes": 0, "gpus": 0, "racks": 0, "problems": [as_row(problem) for problem in problems]})
-        else:
-            _say_problems(spec, problems)
-        return BadInput.exit_code
+        return _refuse(spec, error, {"nodes": 0, "gpus": 0, "racks": 0}, as_json)
+    if loaded is None:
+        if explain or outputs:
+            raise BadInput(f"{spec} is a training job", "power and racks are a cluster's: give its spec")
+        return _validate_job(spec, as_json)
     needs_tree = explain is not None or any(output.name.endswith("power.svg") for output in outputs)
     if needs_tree and loaded.spec.power is None:
         raise BadInput(f"{spec} has no `power:` section", "add one: cluster_specs/README.md explains it")
@@ -68,6 +68,29 @@ def validate(spec: Path, as_json: bool, explain: str | None, outputs: tuple[Path
         write_whole(output, drawing)
         click.echo(f"wrote {output}", err=True)
     return 0
+
+
+def _validate_job(path: Path, as_json: bool) -> int:
+    try:
+        job: JobSpec = wiring.load_job(path).job
+    except BadInput as error:
+        return _refuse(path, error, {"job": None, "ranks": 0}, as_json)
+    if as_json:
+        print_json({"ok": True, "job": job.name, "ranks": job.ranks, "problems": []})
+    else:
+        each = counted(job.ranks_per_node, "rank")
+        click.echo(f"{path} is valid: job {job.name} on {counted(job.nodes, 'node')} of {each} each")
+    return 0
+
+
+def _refuse(path: Path, error: BadInput, totals: dict[str, Any], as_json: bool) -> int:
+    """Every problem, in words or for machines; `totals`: what else the verdict on a right file would say."""
+    problems = error.problems or (Problem(str(path), 0, 0, str(error), error.hint),)
+    if as_json:
+        print_json({"ok": False, **totals, "problems": [as_row(problem) for problem in problems]})
+    else:
+        _say_problems(path, problems)
+    return BadInput.exit_code
 
 
 def totals(spec: ClusterSpec) -> dict[str, int]:

@@ -3,6 +3,7 @@
 The checks come in as a function because they are planning's, and drivers know nothing of planning.
 """
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,11 @@ class LoadedJob:
     text: str
     sha256: str
     """Of the file's bytes, in hex."""
+
+
+def is_job(path: Path) -> bool:
+    """Whether a file says that it is a job, right or wrong. Raises BadInput where it cannot be read."""
+    return re.search(rb"^rackray_job\s*:", read_bytes(path), re.MULTILINE) is not None
 
 
 def read_job(path: Path, check: Check) -> LoadedJob:

@@ -36,6 +36,20 @@ def test_a_valid_spec_is_summed_up_in_one_line() -> None:
     assert result.stderr == ""
 
 
+def test_a_training_job_is_checked_as_one(tmp_path: Path) -> None:
+    job = SPECS / "jobs" / "llama-8b.yaml"
+    assert run(str(job)).stdout == f"{job} is valid: job llama-8b on 32 nodes of 8 ranks each\n"
+    assert json.loads(run(str(job), "--json").stdout) == {"ok": True, "job": "llama-8b", "ranks": 256, "problems": []}
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text(job.read_text().replace("nodes: 32", "nodes: 31").replace("steps: 100000", "steps: many"))
+    said = run(str(wrong))
+    assert said.return_value == 2
+    assert said.stdout == "" and "steps" in said.stderr and "`cluster` is missing" not in said.stderr
+    assert json.loads(run(str(wrong), "--json").stdout)["ok"] is False
+    with pytest.raises(BadInput, match="is a training job"):
+        CliRunner().invoke(validate, [str(job), "--explain", "power"], standalone_mode=False, catch_exceptions=False)
+
+
 def test_problems_go_to_stderr_one_a_line(tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(BAD)

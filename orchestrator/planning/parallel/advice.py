@@ -9,7 +9,7 @@ from orchestrator.domain.errors import BadInput
 from orchestrator.domain.layout import Layout, Recompute
 from orchestrator.planning.parallel.cluster import GpuCluster, PlanJob
 from orchestrator.planning.parallel.evaluate import Evaluated, evaluate
-from orchestrator.planning.parallel.search import Limits, layout_of, layouts_of
+from orchestrator.planning.parallel.search import Limits, context_problem, layout_of, layouts_of
 from orchestrator.planning.parallel.software import software_of
 from orchestrator.planning.parallel.validation import FITTED, Tables
 
@@ -42,6 +42,11 @@ def check_layout(job: PlanJob, cluster: GpuCluster, layout: Layout) -> None:
             shape.heads % layout.tensor,
             f"{shape.heads} heads do not divide by tensor {layout.tensor}",
             "choose a tensor degree that divides the heads",
+        ),
+        (
+            (problem := context_problem(job, software, layout.tensor, layout.context)),
+            problem,
+            "choose a context degree that divides them, or 1",
         ),
         (
             layout.pipeline > shape.layers,
@@ -112,6 +117,10 @@ def _changes(job: PlanJob, cluster: GpuCluster, layout: Layout) -> Iterator[tupl
     yield from ((f"micro-batches of {m}", replace(layout, micro_sequences=m), cluster) for m in smaller)
     if software.offloads and layout.zero >= 1 and not layout.offload:
         yield "the optimizer's state in the host's memory", replace(layout, offload=True), cluster
+    for times in (2, 4, 8):
+        shared = replace(layout, context=layout.context * times, data=layout.data // times)
+        if layout.data % times == 0 and not context_problem(job, software, layout.tensor, shared.context):
+            yield f"sequences shared by {shared.context} ranks (context {shared.context}, data {shared.data})", shared, cluster
     for times in (2, 4, 8):
         data = layout.data * times
         if layout.zero >= 1 and job.global_sequences % (data * layout.micro_sequences) == 0:

@@ -50,6 +50,8 @@ class Case:
     offload: float
     """1: optimizer state in the host's memory."""
     sequence_parallel: float
+    by_heads: float
+    """1: context ranks divide attention by heads, 0: by tokens."""
     flash: float
     fused_loss: float
     low: float

@@ -63,10 +63,19 @@ def tensor_s(cases: Cases, k: Constants) -> Floats:
 
 
 def context_s(cases: Cases, k: Constants) -> Floats:
-    """Context parallelism's exchange of keys and values of one layer and micro-batch, seconds exposed."""
-    size = cases.micro * cases.seq * 2.0 * cases.hidden * cases.kv_heads / cases.heads / cases.tp * 2.0
-    one = collective_s(cases, k, size, cases.cp, cases.tp, 1.0)
-    return 3.0 * one * k.context_exposed
+    """Context parallelism's exchanges of one layer and micro-batch, seconds exposed.
+
+    Ring attention: keys and values go round once forward and twice backward, partly behind computing. By heads (Jacobs et al.
+    2023): four all-to-alls of a rank's query, key, value and output, once forward, once backward, once more where all is
+    recomputed; attention waits for them.
+    """
+    tokens, kv = cases.micro * cases.seq, cases.kv_heads / cases.heads
+    ring = collective_s(cases, k, tokens * 2.0 * cases.hidden * kv / cases.tp * 2.0, cases.cp, cases.tp, 1.0)
+    if not np.any(cases.by_heads):
+        return 3.0 * ring * k.context_exposed
+    own = tokens / cases.cp * (2.0 + 2.0 * kv) * cases.hidden / cases.tp * 2.0
+    heads = collective_s(cases, k, own, cases.cp, cases.tp, 1.0, 4.0) * np.where(cases.recompute >= 2, 3.0, 2.0)
+    return np.where(cases.by_heads > 0, heads, 3.0 * ring * k.context_exposed)
 
 
 def boundary_s(cases: Cases, k: Constants) -> Floats:

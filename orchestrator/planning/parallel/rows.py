@@ -159,6 +159,7 @@ def _complete(run: RunInputs, software: Software, dp: int, guessed: tuple[str, .
         schedule=SCHEDULES[schedule],
         offload=float("offload" in run.framework.lower()),
         sequence_parallel=float(software.sequence_parallel),
+        by_heads=float(software.context_by_heads),
         flash=float(software.flash),
         fused_loss=float(software.fused_loss),
         low=low,
@@ -197,6 +198,7 @@ def inputs_of_job(job: Mapping[str, Any], gpu: str) -> RunInputs:
     if not model or not batch:
         raise BadInput(f"job {job.get('name')} runs a command, not a model", "calibrate with a run that trains a model")
     pipeline, tensor, data = layout.get("pipeline", 1), layout.get("tensor", 1), layout.get("data", 1)
+    sequence = layout.get("sequence", 1)
     offload = bool((job.get("optimizer") or {}).get("offload"))
     return RunInputs(
         gpu=gpu,
@@ -209,12 +211,12 @@ def inputs_of_job(job: Mapping[str, Any], gpu: str) -> RunInputs:
         vocab=model["vocabulary"],
         seq_len=batch["sequence_tokens"],
         gated_mlp=False,
-        n_gpus=pipeline * tensor * data,
+        n_gpus=pipeline * tensor * sequence * data,
         gpus_per_node=job.get("ranks_per_node", 1),
         dp=data,
         tp=tensor,
         pp=pipeline,
-        cp=1,
+        cp=sequence,
         zero_stage=layout.get("zero", 1),
         micro_batch=batch["micro_sequences"],
         global_batch=batch["global_sequences"],
@@ -230,6 +232,7 @@ def layout_of_job(job: Mapping[str, Any]) -> Layout:
         data=asked.dp or 1,
         tensor=asked.tp or 1,
         pipeline=asked.pp or 1,
+        context=asked.cp or 1,
         zero=asked.zero_stage or 0,
         micro_sequences=asked.micro_batch or 1,
         recompute=Recompute(asked.act_ckpt or "none"),

@@ -39,7 +39,7 @@ def layouts_of(job: PlanJob, cluster: GpuCluster, limits: Limits) -> list[tuple[
     found: list[tuple[int, ...]] = []
     codes = [RECOMPUTE[choice] for choice in limits.recompute if software.recomputes or choice is Recompute.NONE]
     for tensor in _tensor_degrees(job, cluster, software):
-        for context in _context_degrees(job, software):
+        for context in context_degrees(job, software, tensor):
             for pipeline, virtual in _pipelines(job, cluster.gpus // (tensor * context), software):
                 if cluster.gpus % (tensor * context * pipeline):
                     continue
@@ -61,7 +61,7 @@ def data_degrees(job: PlanJob, cluster: GpuCluster) -> set[int]:
     """The data degrees that the cluster, the layers and the heads allow, whatever the batch."""
     software, found = software_of(job.framework), set()
     for tensor in _tensor_degrees(job, cluster, software):
-        for context in _context_degrees(job, software):
+        for context in context_degrees(job, software, tensor):
             ranks = cluster.gpus // (tensor * context)
             found |= {
                 cluster.gpus // (tensor * context * pipeline)
@@ -97,6 +97,7 @@ def cases_of(layouts: list[tuple[int, ...]], job: PlanJob, cluster: GpuCluster) 
             "flash": software.flash,
         },
         "sequence_parallel": software.sequence_parallel,
+        "by_heads": software.context_by_heads,
         **{"state_p": 4.0 if low < 0 else software.parameter_bytes, "state_g": 4.0 if low < 0 else software.gradient_bytes},
         **{"peak": gpu.peak_tflops(word) * 1e12, "peak16": gpu.bf16_tflops * 1e12, "memory_bw": gpu.memory_gb_s * 1e9},
         **{"memory": gpu.memory_gib * 2.0**30, "multiprocessors": gpu.multiprocessors, "nvlink": gpu.nvlink_gb_s * 1e9},
@@ -146,10 +147,26 @@ def _tensor_degrees(job: PlanJob, cluster: GpuCluster, software: Software) -> li
     return [t for t in (1, 2, 4, 8, 16) if t <= most and shared % t == 0]
 
 
-def _context_degrees(job: PlanJob, software: Software) -> list[int]:
+def context_degrees(job: PlanJob, software: Software, tensor: int) -> list[int]:
+    """How many ranks may share a sequence beside so many tensor ranks."""
     if not software.context or job.sequence_tokens < LONG_SEQUENCE:
         return [1]
-    return [c for c in (1, 2, 4, 8, 16) if job.sequence_tokens % (2 * c) == 0]
+    return [c for c in (1, 2, 4, 8, 16) if not context_problem(job, software, tensor, c)]
+
+
+def context_problem(job: PlanJob, software: Software, tensor: int, context: int) -> str:
+    """Why a sequence cannot be shared by `context` ranks; empty where it can. Ring attention cuts it into two parts for each."""
+    shape, parts = job.shape, context if software.context_by_heads else 2 * context
+    if context == 1:
+        return ""
+    if not software.context:
+        return f"{job.framework} keeps a sequence on one rank"
+    if job.sequence_tokens % parts:
+        return f"{job.sequence_tokens} tokens do not divide into {parts} parts"
+    shared = math.gcd(shape.heads, shape.key_value_heads)
+    if software.context_by_heads and shared % (tensor * context):
+        return f"{shared} heads do not divide by tensor {tensor} x context {context}"
+    return ""
 
 
 def _pipelines(job: PlanJob, ranks: int, software: Software) -> Iterator[tuple[int, int]]:

@@ -37,6 +37,9 @@ class Software:
     """Can split layers over tensor ranks."""
     context: bool = True
     """Can split sequences over context ranks."""
+    context_by_heads: bool = False
+    """Around attention, ranks of one sequence trade their tokens of all heads for all tokens of some heads (DeepSpeed-Ulysses,
+    Jacobs et al. 2023); otherwise keys and values go round them (ring attention)."""
     recomputes: bool = True
     """Can checkpoint activations."""
     zero_stages: tuple[int, ...] = (0, 1)
@@ -76,7 +79,7 @@ SOFTWARES: tuple[Software, ...] = (
         words=("rackray",),
         interleaves=False,
         sequence_parallel=False,
-        context=False,
+        context_by_heads=True,
         pipeline_zero=(1,),
         masterless_zero0=False,
         selects="activation",
