@@ -23,7 +23,8 @@ class Row(NamedTuple):
 COMMANDS: Mapping[str, Row] = {
     "spec": Row("orchestrator.cli.spec_new:spec", "Write a first spec, commented, to start from."),
     "validate": Row(
-        "orchestrator.cli.validate:validate", "Check a cluster spec: every problem at once, with its place and a way out."
+        "orchestrator.cli.validate:validate",
+        "Check a cluster spec or a training job: every problem at once, with its place and a way out.",
     ),
     "plan": Row("orchestrator.cli.plan:plan", "Show what apply would do, wave by wave, and why; changes nothing anywhere."),
     "apply": Row("orchestrator.cli.apply:apply", "Bring the cluster up or expand it; run again to resume."),
