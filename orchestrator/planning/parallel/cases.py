@@ -27,7 +27,8 @@ class Case:
     seq: float
     """Tokens."""
     attended: float
-    """Of the sequence, the share that one document takes: less than 1 where short samples are packed into one sequence."""
+    """Of causal attention's work, the share that is done: less than 1 where short samples are packed into one sequence, or tokens
+    see a window."""
     gated: float
     """1: three feed-forward matrices, 0: two."""
     tied: float

@@ -88,7 +88,7 @@ def cases_of(layouts: list[tuple[int, ...]], job: PlanJob, cluster: GpuCluster) 
         },
         **{"vocab": shape.vocabulary, "seq": job.sequence_tokens, "gated": shape.is_gated, "tied": shape.tied},
         **{
-            "attended": 1.0,
+            "attended": _attended(shape.most_seen(job.sequence_tokens) / job.sequence_tokens),
             "global_batch": job.global_sequences,
             "schedule": 0,
             "selects": SELECTS[software.selects],
@@ -110,6 +110,12 @@ def cases_of(layouts: list[tuple[int, ...]], job: PlanJob, cluster: GpuCluster) 
     of_stage = np.array([optimizer_bytes(software, low, zero) for zero in range(4)])
     fixed["state_o"] = of_stage[columns[names.index("zero")].astype(np.intp)]
     return Cases({**fixed, **dict(zip(names, columns, strict=True))}, (gpu.family,), (software.constants_of or software.name,))
+
+
+def _attended(most_seen: float) -> float:
+    """Share of causal attention's work that is left where a token sees at most `most_seen` of the sequence before it: a window of
+    w of s tokens leaves s w - w^2 / 2 of s^2 / 2 pairs."""
+    return 2.0 * most_seen - most_seen**2
 
 
 def layout_of(values: tuple[int, ...]) -> Layout:

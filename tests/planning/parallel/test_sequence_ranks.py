@@ -7,7 +7,7 @@ import pytest
 
 from model.shape import PRESETS
 from orchestrator.domain.errors import BadInput
-from orchestrator.domain.layout import Layout
+from orchestrator.domain.layout import Layout, Recompute
 from orchestrator.planning.parallel.cluster import PlanJob, cluster_by_hand
 from orchestrator.planning.parallel.communication import collective_s, context_s
 from orchestrator.planning.parallel.planner import plan, predict
@@ -58,3 +58,13 @@ def test_by_heads_each_rank_sends_its_own_tokens_once_each_way(context: int) -> 
     own = np.array([65_536 / context * (2 * 4096 + 2 * 1024) * 2.0])
     ranks = np.array([float(context)])
     assert context_s(cases, k)[0] == pytest.approx(2.0 * collective_s(cases, k, own, ranks, np.ones(1), 1.0, 4.0)[0])
+
+
+@pytest.mark.parametrize("window", [1024, 8192, 65_536])
+def test_a_window_leaves_its_share_of_attention(window: int) -> None:
+    layout, cluster = Layout(data=1, context=8, recompute=Recompute.FULL), cluster_by_hand("H100", 1)
+    whole = predict(LONG, cluster, layout).terms_s
+    seen = predict(replace(LONG, shape=replace(LONG.shape, window=window)), cluster, layout).terms_s
+    pairs = sum(min(token, window) for token in range(1, 65_537)) / sum(range(1, 65_537))
+    assert seen["attention"] / whole["attention"] == pytest.approx(pairs, rel=1e-3)
+    assert seen["matmul"] == whole["matmul"]
