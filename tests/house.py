@@ -43,6 +43,7 @@ DRIVER_FAMILIES: Mapping[str, tuple[str, ...]] = {
 SHARED_BY_DRIVERS: Mapping[str, str] = {
     "interfaces": "the Protocols: how drivers know each other",
     "outcomes": "what Hands of every kind say about operations that failed before any neighbour was asked",
+    "own_limits": "limits of the host that rackray runs on, whatever was to be opened",
     "pools": "connections kept between exchanges, whatever they lead to",
     "processes": "a process of this machine by pid and start time",
 }

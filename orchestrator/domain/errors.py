@@ -6,6 +6,7 @@ RackrayError                 what, where, how much; `hint` is the way out; `exit
 ├── LeaseHeld                somebody else decides at the moment
 ├── JournalBroken            the journal cannot be trusted or written; nothing goes on without it
 │   └── JournalBusy          another process keeps its write lock; nothing was written, and nothing is wrong with it
+├── OwnLimitReached          this host has no descriptor, port, memory or thread left; nothing was sent
 ├── SecretMissing            a password, key or token is not where it must be, or is readable by others
 │   └── NodeSecretMissing    what is missing is of one node alone
 └── PeerError                a BMC, node, image service or Ray answered wrongly, or not at all
@@ -67,6 +68,10 @@ class JournalBroken(RackrayError):
 
 class JournalBusy(JournalBroken):
     """Another process has kept the journal's write lock for too long; nothing was written."""
+
+
+class OwnLimitReached(RackrayError):
+    """The host that rackray runs on has reached a limit of its own; no neighbour was asked, and none is to blame."""
 
 
 class SecretMissing(RackrayError):

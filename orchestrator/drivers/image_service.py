@@ -17,6 +17,7 @@ import httpx
 from orchestrator.domain.deadline import remaining_s
 from orchestrator.domain.errors import IdentityMismatch, PeerRefused, PeerUnreachable, SecretMissing
 from orchestrator.domain.secret import Secret
+from orchestrator.drivers.own_limits import own_limit, own_limits_told
 
 CONNECT_S = 5.0
 LARGEST_ANSWER_BYTES = 1024 * 1024
@@ -39,7 +40,7 @@ class ImageServiceClient:
         """Facts of `Action.IMAGE_REPORT`.
 
         Errors: PeerUnreachable, PeerRefused (no such image, token refused, nonsense), IdentityMismatch (its certificate is not
-        the one of image_ca.pem, or the report is about another machine), SecretMissing.
+        the one of image_ca.pem, or the report is about another machine), SecretMissing, OwnLimitReached.
         """
         limit_s = remaining_s(timeout_s)
         with httpx.Client(
@@ -60,7 +61,8 @@ class ImageServiceClient:
     def _context(self) -> ssl.SSLContext:
         path = self._secrets.image_ca_path()
         try:
-            return ssl.create_default_context(cafile=path)
+            with own_limits_told(f"{path} cannot be read"):
+                return ssl.create_default_context(cafile=path)
         except (ssl.SSLError, OSError) as error:
             raise SecretMissing(f"{path} is no PEM certificate: {error}", "ask the image service's operator for it") from error
 
@@ -70,6 +72,8 @@ class ImageServiceClient:
         try:
             response = http.get(base_url.rstrip("/") + path)
         except (httpx.TransportError, httpx.InvalidURL) as error:
+            if limit := own_limit(error, f"no connection to {where}"):
+                raise limit from error
             if _is_certificate_error(error):
                 raise IdentityMismatch(
                     f"{where} shows a certificate that image_ca.pem does not vouch for: {error}", "nothing was sent to it"

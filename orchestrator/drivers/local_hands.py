@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from orchestrator.domain.operation import Action, Operation, Outcome, Status
 from orchestrator.drivers.interfaces import MayAct, Playbooks
 from orchestrator.drivers.outcomes import fenced, held, lost
+from orchestrator.drivers.own_limits import own_limit
 
 log = logging.getLogger(__name__)
 
@@ -139,8 +140,21 @@ class LocalHands:
             self._at_bmc[job.bmc] += 1
             self._running.append(job)
             job.started_s = self._now_s()
-            threading.Thread(target=self._work, args=(job, job.bmc), daemon=True, name="rackray-exchange").start()
+            self._start(job)
         self._waiting.extendleft(reversed(passed_by))
+
+    def _start(self, job: _Job) -> None:
+        """Gives the job a thread, or its operations back where this process may have no more. The lock is held."""
+        bmc = job.bmc
+        try:
+            threading.Thread(target=self._work, args=(job, bmc), daemon=True, name="rackray-exchange").start()
+        except RuntimeError as error:
+            limit = own_limit(error, "no exchange can be started")
+            if limit is None:
+                raise
+            self._gathering = {name: each for name, each in self._gathering.items() if each is not job}
+            self._end(job, f"{limit} ({limit.hint})", held)
+            self._leave(job, bmc)
 
     def _has_place_for(self, job: _Job) -> bool:
         """Takes a place among the silent if the job's neighbour is one of them. The lock is held."""

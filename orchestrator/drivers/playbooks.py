@@ -8,6 +8,7 @@ import datetime
 import json
 import os
 import queue
+import re
 import secrets as randomness
 import shutil
 import sys
@@ -20,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import orchestrator
-from orchestrator.domain.errors import RackrayError
+from orchestrator.domain.errors import OwnLimitReached, RackrayError
 from orchestrator.domain.operation import Operation, Outcome, Status, Target
 from orchestrator.drivers.interfaces import Secrets
-from orchestrator.drivers.outcomes import ended, lost
+from orchestrator.drivers.outcomes import ended, held, lost
+from orchestrator.drivers.own_limits import LIMITS, own_limit, own_limits_told
 
 FORKS = 25
 """Nodes that one run works on at once."""
@@ -34,6 +36,8 @@ KEPT_S = 3 * 3600
 OVERHEAD_S = 10.0
 """Left of an operation's time for Ansible to end and for us to say so."""
 HOST_KEY_WORDS = ("host key verification failed", "remote host identification has changed", "no matching host key")
+SSH_AT_A_LIMIT = re.compile(rf"(?:\bsocket|ssh: connect to host \S+ port \d+): (?:{'|'.join(map(os.strerror, LIMITS))})\b")
+"""What OpenSSH says where this host, not the node, is at a limit."""
 
 
 class AnsiblePlaybooks:
@@ -50,7 +54,8 @@ class AnsiblePlaybooks:
 
         A node that does not answer is told at once; all others when the play has ended, because a later `rescue` may still
         make good what failed. Status: DONE with the facts of PLAYBOOK; REFUSED with the failed task and its words;
-        UNREACHABLE; MISMATCH for another host key than the pinned one; UNKNOWN where Ansible ended without a word.
+        UNREACHABLE; MISMATCH for another host key than the pinned one; UNKNOWN where Ansible ended without a word; HELD where
+        it could not be started for a reason of our own.
         """
         by_node: dict[str, Operation] = {}
         for operation in operations:
@@ -66,12 +71,15 @@ class AnsiblePlaybooks:
             return
         try:
             key_path = self._secrets.ssh_key_path()
+            with own_limits_told(f"{playbook} cannot be started"):
+                run = _Run(self._new_folder(), playbook, by_node, key_path)
+                run.start(self._playbooks)
         except RackrayError as error:
+            # A key that nobody can read is nobody's fault but ours.
             for operation in by_node.values():
-                yield ended(operation, Status.REFUSED, f"{error} ({error.hint})" if error.hint else str(error))
+                yield held(operation, f"{error} ({error.hint})" if error.hint else str(error))
             return
-        folder = self._new_folder()
-        yield from _outcomes(by_node, _Run(folder, playbook, by_node, key_path), self._playbooks)
+        yield from _outcomes(by_node, run)
 
     def _problem(self, playbook: str, operation: Operation) -> str:
         if not operation.target.ssh_host_key:
@@ -155,6 +163,10 @@ class _Run:
     skipped: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     stats: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     status: str = ""
+    has_begun: bool = False
+    """Whether Ansible has said anything at all."""
+    limit: OwnLimitReached | None = None
+    """The limit of this host that kept Ansible from being started."""
 
     def start(self, playbooks: Path) -> None:
         """Runs Ansible in a thread; its events come through `events`, and None at the end."""
@@ -188,10 +200,12 @@ class _Run:
         except Exception as error:
             # In a thread of ours: what is not said here would be lost, and the nodes' outcomes with it.
             self.status = f"ansible-runner broke: {error!r}"
+            self.limit = own_limit(error, f"{self.playbook} cannot be started") if not self.has_begun else None
         finally:
             self.events.put(None)
 
     def _on_event(self, event: dict[str, Any]) -> bool:
+        self.has_begun = True
         self.events.put(event)
         return True  # without it ansible-runner keeps no event file, and then has no statistics
 
@@ -229,9 +243,8 @@ class _Run:
         return None
 
 
-def _outcomes(by_node: dict[str, Operation], run: _Run, playbooks: Path) -> Iterator[Outcome]:
+def _outcomes(by_node: dict[str, Operation], run: _Run) -> Iterator[Outcome]:
     began_s = time.monotonic()
-    run.start(playbooks)
     while (event := run.events.get()) is not None:
         node = run.heed(event)
         if node in by_node:
@@ -247,6 +260,8 @@ def _unreachable(run: _Run, operation: Operation) -> Outcome:
         return ended(operation, Status.MISMATCH, words, retryable=False)
     if operation.node in run.touched:
         return lost(operation, f"{run.playbook}: the connection was lost in the middle: {words}")
+    if SSH_AT_A_LIMIT.search(words):
+        return held(operation, words)
     return ended(operation, Status.UNREACHABLE, words)
 
 
@@ -254,6 +269,8 @@ def _verdict(run: _Run, node: str, operation: Operation, seconds: float) -> Outc
     counts = {kind: run.stats.get(kind, {}).get(node, 0) for kind in ("ok", "changed", "failures", "skipped")}
     if counts["failures"] or (node in run.failed and not run.stats):
         return ended(operation, Status.REFUSED, f"{run.playbook}: {run.failed.get(node, 'a task failed')}"[:600], seconds=seconds)
+    if run.limit is not None:
+        return held(operation, f"{run.limit} ({run.limit.hint})")
     if node not in run.stats.get("processed", {}):
         return lost(
             operation, f"{run.playbook}: Ansible ended ({run.status}) without a word about this node; see {run.folder}", seconds

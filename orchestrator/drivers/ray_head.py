@@ -27,6 +27,7 @@ from pathlib import Path
 
 from orchestrator.domain.errors import PeerUnreachable, SecretMissing
 from orchestrator.drivers import processes
+from orchestrator.drivers.own_limits import own_limits_told
 from orchestrator.drivers.processes import ProcessId
 
 START_LIMIT_S = 90.0
@@ -88,7 +89,7 @@ def ensure_head(config: HeadConfig) -> HeadInfo:
     """The running head, started if need be. Takes 2 s to adopt and 5 to 15 s to start; safe to call from many commands.
 
     Raises PeerUnreachable where the head does not come up or the port belongs to somebody else, SecretMissing where the
-    token can be read by others.
+    token can be read by others, OwnLimitReached.
     """
     token = ensure_token(config.home, config.name)
     with _locked(config):
@@ -101,9 +102,13 @@ def ensure_head(config: HeadConfig) -> HeadInfo:
 
 
 def head_info(name: str, home: Path) -> HeadInfo | None:
-    """The running head called `name`, or None: from its state file, believed only if that very process lives."""
+    """The running head called `name`, or None: from its state file, believed only if that very process lives.
+
+    Raises OwnLimitReached: a head that we could not look at is none that may be ended.
+    """
     try:
-        known = json.loads(_state_file(name, home).read_text())
+        with own_limits_told(f"cannot look at the {name} Ray head"):
+            known = json.loads(_state_file(name, home).read_text())
         info = HeadInfo(**{**known, "adopted": True})
     except (OSError, ValueError, TypeError):
         return None
@@ -288,8 +293,9 @@ def _own_temp_directory(config: HeadConfig) -> Path:
 
 
 def _accepts(address: str, port: int) -> bool:
+    """Whether somebody listens there. Raises OwnLimitReached: a live head is not ended because we cannot ask."""
     try:
-        with socket.create_connection((address, port), timeout=2.0):
+        with own_limits_told(f"no connection to {address}:{port}"), socket.create_connection((address, port), timeout=2.0):
             return True
     except OSError:
         return False

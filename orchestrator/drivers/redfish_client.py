@@ -4,7 +4,7 @@ certificate     SHA-256 of its DER, compared inside the TLS handshake of every n
                 the identity, so the name in the certificate does not matter and a self-signed one will do)
 links           only paths on this BMC; a link to another host or scheme would carry the session token there
 time            every read and write is bounded by the deadline of `domain.deadline`, however slowly the BMC drips
-errors          PeerUnreachable, AnswerLost, PeerRefused, IdentityMismatch; nothing of httpx leaves this file
+errors          PeerUnreachable, AnswerLost, PeerRefused, IdentityMismatch, OwnLimitReached; nothing of httpx leaves this file
 """
 
 import hashlib
@@ -23,6 +23,7 @@ import httpx
 from orchestrator.domain.deadline import remaining_s, within
 from orchestrator.domain.errors import AnswerLost, IdentityMismatch, PeerRefused, PeerUnreachable
 from orchestrator.domain.secret import MASK
+from orchestrator.drivers.own_limits import own_limit
 
 LOG = logging.getLogger(__name__)
 # At INFO httpx logs whole URLs, at DEBUG httpcore logs headers, and a token is a header.
@@ -192,7 +193,7 @@ class RedfishClient:
     ) -> Answer:
         """One request and its answer, whatever the status. `changes`: a lost answer matters (default: unless GET or HEAD).
 
-        Raises PeerUnreachable (nothing happened), AnswerLost (it may have), IdentityMismatch.
+        Raises PeerUnreachable (nothing happened), AnswerLost (it may have), IdentityMismatch, OwnLimitReached (nothing happened).
         """
         path = self.path_of(link)
         content = None if body is None else json.dumps(body).encode()
@@ -247,6 +248,8 @@ class RedfishClient:
         try:
             yield
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            if limit := own_limit(error, f"no connection to the BMC at {self.where}"):
+                raise limit from error
             raise PeerUnreachable(
                 f"no connection to the BMC at {self.where}: {_cause(error)}", "is it cabled, powered and in the right subnet?"
             ) from error

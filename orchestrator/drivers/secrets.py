@@ -24,6 +24,7 @@ from pathlib import Path
 
 from orchestrator.domain.errors import BadInput, NodeSecretMissing, Problem, SecretMissing
 from orchestrator.domain.secret import Redactor, Secret
+from orchestrator.drivers.own_limits import own_limit, own_limits_told
 
 LARGEST_SECRET_BYTES = 64 * 1024
 LARGEST_CSV_BYTES = 64 * 1024 * 1024
@@ -91,8 +92,9 @@ class SecretStore:
         except FileNotFoundError:
             if not create:
                 raise NodeSecretMissing(f"no password for the BMC of {node} in {path}", "it is made by `rackray apply`") from None
-        self._make_folder(path.parent)
-        _write_once(path, _new_password())
+        with own_limits_told(f"no password for the BMC of {node} can be written to {path}"):
+            self._make_folder(path.parent)
+            _write_once(path, _new_password())
         # Read back: where two processes made one at the same time, the first one's stands.
         return self._secret(path)
 
@@ -204,13 +206,16 @@ def _plain(name: str) -> str:
 
 
 def _read_private(path: Path, limit_bytes: int) -> bytes:
-    """The file's bytes. FileNotFoundError if absent, SecretMissing if it is a link, another user's, or open to others."""
+    """The file's bytes. FileNotFoundError if absent, SecretMissing if it is a link, another user's, or open to others;
+    OwnLimitReached."""
     try:
         # O_NONBLOCK: a FIFO in its place must not hang us.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         raise
     except OSError as error:
+        if limit := own_limit(error, f"{path} cannot be read"):
+            raise limit from error
         if path.is_symlink():
             raise SecretMissing(f"{path} is a symbolic link; secrets are plain files", "put the file itself there") from error
         raise SecretMissing(f"{path} cannot be read: {error.strerror}", f"chmod 600 {path}") from error

@@ -23,6 +23,7 @@ import paramiko
 from orchestrator.domain.deadline import remaining_s
 from orchestrator.domain.errors import AnswerLost, IdentityMismatch, PeerRefused, PeerUnreachable, SecretMissing
 from orchestrator.domain.operation import Target
+from orchestrator.drivers.own_limits import own_limits_told
 
 LOG = logging.getLogger(__name__)
 logging.getLogger("paramiko").setLevel(logging.CRITICAL)  # it logs tracebacks of every refused connection; we report our own
@@ -91,7 +92,7 @@ class SshDoor:
         """A connection to the node whose host key is `target.ssh_host_key`.
 
         Errors: IdentityMismatch (another host key, or none pinned), PeerUnreachable, PeerRefused (our key is refused, no common
-        algorithm), SecretMissing.
+        algorithm), SecretMissing, OwnLimitReached.
         """
         if not target.ssh_host_key:
             raise IdentityMismatch(
@@ -313,7 +314,7 @@ def _private_key(path: str) -> paramiko.PKey:
     """The key in the file; read again when the file changes (thousands of logins would parse it thousands of times)."""
     try:
         stamp = (path, os.stat(path).st_mtime_ns)
-        with _KEY_LOCK:
+        with _KEY_LOCK, own_limits_told(f"the SSH key {path} cannot be read"):
             if stamp not in _KEYS:
                 _KEYS.clear()
                 _KEYS[stamp] = paramiko.PKey.from_path(path)
@@ -357,7 +358,8 @@ def _connect(host: str, port: int, timeout_s: float) -> socket.socket:
 def _as_peer_errors(where: str) -> Iterator[None]:
     """Errors before a command was sent."""
     try:
-        yield
+        with own_limits_told(f"no SSH connection to {where}"):
+            yield
     except paramiko.BadHostKeyException as error:
         raise IdentityMismatch(
             f"{where} shows the host key {error.key.fingerprint}, but {error.expected_key.fingerprint} is pinned",

@@ -45,14 +45,11 @@ class ReplayedRun(_Run):
         self.events.put(None)
         return self
 
-    def start(self, playbooks: Path) -> None:
-        """The events are there already."""
-
 
 def outcomes_of(*events: dict[str, Any], nodes: Sequence[str] = ("n1", "n2")) -> dict[str, Outcome]:
     by_node = {node: a_play(node) for node in nodes}
     run = ReplayedRun(Path("/nowhere"), "bring_up.yml", by_node, "key").replay(*events)
-    return {outcome.node: outcome for outcome in _outcomes(dict(by_node), run, Path())}
+    return {outcome.node: outcome for outcome in _outcomes(dict(by_node), run)}
 
 
 def event(kind: str, host: str, task: str = "Kernel settings", **data: Any) -> dict[str, Any]:
@@ -95,7 +92,7 @@ def test_an_unreachable_node_is_told_before_the_others_end() -> None:
     by_node = {node: a_play(node) for node in ("n1", "n2")}
     run = ReplayedRun(Path("/nowhere"), "bring_up.yml", by_node, "key")
     run.events.put(event("unreachable", "n1", res={"msg": "Connection timed out"}))
-    first = next(_outcomes(dict(by_node), run, Path()))
+    first = next(_outcomes(dict(by_node), run))
     assert (first.node, first.status) == ("n1", Status.UNREACHABLE)
 
 
