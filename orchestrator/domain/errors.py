@@ -7,6 +7,7 @@ RackrayError                 what, where, how much; `hint` is the way out; `exit
 ├── JournalBroken            the journal cannot be trusted or written; nothing goes on without it
 │   └── JournalBusy          another process keeps its write lock; nothing was written, and nothing is wrong with it
 ├── OwnLimitReached          this host has no descriptor, port, memory or thread left; nothing was sent
+├── SharedServiceDown        what all nodes share (the cell's head) does not answer; none of them is to blame
 ├── SecretMissing            a password, key or token is not where it must be, or is readable by others
 │   └── NodeSecretMissing    what is missing is of one node alone
 └── PeerError                a BMC, node, image service or Ray answered wrongly, or not at all
@@ -72,6 +73,10 @@ class JournalBusy(JournalBroken):
 
 class OwnLimitReached(RackrayError):
     """The host that rackray runs on has reached a limit of its own; no neighbour was asked, and none is to blame."""
+
+
+class SharedServiceDown(RackrayError):
+    """Something that all nodes need and none of them is does not answer: one fault, and no node's."""
 
 
 class SecretMissing(RackrayError):

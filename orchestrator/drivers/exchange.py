@@ -72,8 +72,8 @@ STATUS_OF: Sequence[tuple[type[RackrayError], Status]] = (
     # A neighbour's error of no finer kind says nothing about what was done.
     (PeerError, Status.UNKNOWN),
     (NodeSecretMissing, Status.REFUSED),
-    # A key that nobody can read, the journal that cannot be asked, no descriptor left: nothing was sent, and it is not the
-    # neighbour's fault.
+    # A key that nobody can read, the journal that cannot be asked, no descriptor left, a dead head: nothing was done, and no
+    # neighbour is to blame.
     (RackrayError, Status.HELD),
 )
 ASK_AGAIN = frozenset({Status.UNREACHABLE, Status.UNKNOWN, Status.HELD})

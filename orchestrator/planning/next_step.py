@@ -16,7 +16,7 @@ from orchestrator.domain.spec import Rollout
 from orchestrator.planning.firmware_stage import configured
 from orchestrator.planning.health import judge_power_limit, judge_probe
 from orchestrator.planning.node_context import POWER_SETTLES_S, Context
-from orchestrator.planning.settle import settle_after
+from orchestrator.planning.settle import JOIN_EFFECT_S, settle_after
 from orchestrator.planning.site import Site
 
 CAUSES: Mapping[str, Cause] = {
@@ -282,11 +282,14 @@ def _last_disturbance_s(record: NodeRecord) -> float:
 def _accepted(context: Context) -> Decision:
     record, cell = context.record, context.site.spec.cell
     seen = record.fact(Action.CELL_OBSERVE)
-    joined_at_s = record.fact_at_s(Action.CELL_JOIN)
-    if joined_at_s < 0:
+    joined_at_s, looked_at_s = record.fact_at_s(Action.CELL_JOIN), record.fact_at_s(Action.CELL_OBSERVE)
+    # A head that has died comes up again knowing nobody: whoever joined the old one is listed only after joining the new one.
+    is_forgotten = seen is not None and not seen["alive"] and 0 <= joined_at_s < looked_at_s - JOIN_EFFECT_S
+    if joined_at_s < 0 or is_forgotten:
+        because = f"not listed {JOIN_EFFECT_S:.0f} s after it joined: join again" if is_forgotten else "may serve: join the cell"
         labels = context.site.labels(context.node.name)
-        return context.step(Action.CELL_JOIN, "may serve: join the cell", address=f"{cell.address}:{cell.port}", labels=labels)
-    if seen is None or record.fact_at_s(Action.CELL_OBSERVE) <= joined_at_s:
+        return context.step(Action.CELL_JOIN, because, address=f"{cell.address}:{cell.port}", labels=labels)
+    if seen is None or looked_at_s <= joined_at_s:
         return context.step(Action.CELL_OBSERVE, "does the cell itself list it?")
     if seen["alive"]:
         return context.move(NodeState.READY, f"the cell at {cell.address}:{cell.port} lists it alive")

@@ -1,5 +1,6 @@
 """Joining a cell: first against a scripted shell, then with a real Ray head, a real node and a real agent on this machine."""
 
+import contextlib
 import json
 import os
 import platform
@@ -17,13 +18,15 @@ from typing import Any
 import pytest
 
 from orchestrator.agent import cell_node
-from orchestrator.domain.errors import AnswerLost, PeerRefused
+from orchestrator.domain.errors import AnswerLost, PeerRefused, SharedServiceDown
 from orchestrator.domain.operation import Action, Operation, Outcome, Status, Target
 from orchestrator.drivers import cell_join
 from orchestrator.drivers.cell_hands import CellHands
+from orchestrator.drivers.exchange import STATUS_OF
 from orchestrator.drivers.ray_head import HeadConfig, ensure_head, ensure_token, head_info, stop_head, temp_directory
 from tests.drivers.hands_contract import an_operation
 from tests.drivers.scripted_neighbours import EPOCH
+from tests.drivers.sshd_peers import Peer
 
 NODE = "cell-test-n1"
 PYTHON = sys.executable
@@ -82,14 +85,23 @@ def a_join(temp_dir: str = "/tmp/ray", address: str = "127.1.220.2:6410") -> Ope
 
 
 @pytest.fixture
+def head() -> Iterator[Peer]:
+    """Somebody who accepts connections where the cell's head should be."""
+    peer = Peer("127.1.220.8", lambda connection: connection.close())
+    yield peer
+    with contextlib.suppress(OSError):
+        peer.stop()
+
+
+@pytest.fixture
 def secrets(tmp_path: Path) -> Any:
     ensure_token(tmp_path, "cell")
     return TokenFile(tmp_path)
 
 
-def test_the_token_goes_by_standard_input_and_through_no_argument(secrets: Any) -> None:
+def test_the_token_goes_by_standard_input_and_through_no_argument(secrets: Any, head: Peer) -> None:
     shell = ScriptedShell(Result(0, 'motd\nRACKRAY-CELL {"started": true, "ray_version": "2"}\n'))
-    assert cell_join.join(shell, a_join(), secrets)["started"] is True
+    assert cell_join.join(shell, a_join(address=f"{head.address}:{head.port}"), secrets)["started"] is True
     token = secrets.read("ray-cell.token").reveal()
     assert len(token) >= 32 and shell.stdin == token.encode()
     assert token not in " ".join(shell.argv)
@@ -106,9 +118,11 @@ def test_the_token_goes_by_standard_input_and_through_no_argument(secrets: Any) 
         (Result(137, "", "Killed"), AnswerLost, "Killed"),
     ],
 )
-def test_no_answer_is_never_taken_for_a_join(secrets: Any, result: Result, error: type[Exception], words: str) -> None:
+def test_no_answer_is_never_taken_for_a_join(
+    secrets: Any, head: Peer, result: Result, error: type[Exception], words: str
+) -> None:
     with pytest.raises(error, match=words):
-        cell_join.join(ScriptedShell(result), a_join(), secrets)
+        cell_join.join(ScriptedShell(result), a_join(address=f"{head.address}:{head.port}"), secrets)
 
 
 def test_another_python_or_ray_than_the_heads_is_refused_before_anything_is_touched() -> None:
@@ -119,11 +133,36 @@ def test_another_python_or_ray_than_the_heads_is_refused_before_anything_is_touc
         cell_node.check_versions("1.2.3", platform.python_version())
 
 
-def test_a_head_that_does_not_answer_is_named(tmp_path: Path, secrets: Any) -> None:
-    with pytest.raises(PeerRefused, match=r"127\.1\.220\.9:6419 does not answer") as caught:
-        cell_join.join(LocalShell(tmp_path), a_join(address="127.1.220.9:6419"), secrets)
+def test_a_head_that_answers_nobody_holds_the_join_and_no_node_is_asked(secrets: Any) -> None:
+    shell = ScriptedShell(Result(0, "nobody asks"))
+    with pytest.raises(SharedServiceDown, match=r"the cell's Ray head 127\.1\.220\.9:6419 does not answer") as caught:
+        cell_join.join(shell, a_join(address="127.1.220.9:6419"), secrets)
+    assert "ray/cell.log" in caught.value.hint
+    assert not hasattr(shell, "argv")
+    assert next(status for kind, status in STATUS_OF if isinstance(caught.value, kind)) is Status.HELD
+
+
+def test_a_head_that_dies_during_the_join_is_not_the_nodes_refusal(secrets: Any, head: Peer) -> None:
+    class HeadDies(ScriptedShell):
+        def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout_s: float) -> Result:
+            head.stop()
+            return self.result
+
+    said = Result(0, 'RACKRAY-CELL {"refused": "`ray start` ended with 1: unable to connect to GCS"}')
+    with pytest.raises(SharedServiceDown, match="does not answer"):
+        cell_join.join(HeadDies(said), a_join(address=f"{head.address}:{head.port}"), secrets)
+
+
+def test_a_head_that_answers_us_but_not_the_node_is_the_nodes_trouble(secrets: Any, head: Peer) -> None:
+    said = Result(0, 'RACKRAY-CELL {"refused": "the cell\'s head does not answer from this node: timed out"}')
+    with pytest.raises(PeerRefused, match="does not answer from this node") as caught:
+        cell_join.join(ScriptedShell(said), a_join(address=f"{head.address}:{head.port}"), secrets)
     assert caught.value.retryable
-    assert not (tmp_path / ".rackray").exists()
+
+
+def test_a_node_that_does_not_reach_the_head_says_so_and_starts_nothing(tmp_path: Path) -> None:
+    with pytest.raises(cell_node.Refusal, match=r"127\.1\.220\.9:6419 does not answer from this node"):
+        cell_node.check_way("127.1.220.9:6419")
 
 
 def test_a_tokens_file_is_private_and_an_empty_token_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,16 @@ class TiedHands(SimulatedHands):
 
 
 @pytest.mark.parametrize(
-    "action", [Action.BMC_IDENTIFY, Action.BMC_CREDENTIAL, Action.IMAGE_REPORT, Action.PLAYBOOK, Action.BMC_POWER]
+    "action",
+    [
+        Action.BMC_IDENTIFY,
+        Action.BMC_CREDENTIAL,
+        Action.IMAGE_REPORT,
+        Action.PLAYBOOK,
+        Action.BMC_POWER,
+        Action.CELL_JOIN,
+        Action.CELL_OBSERVE,
+    ],
 )
 def test_an_hour_without_what_we_need_condemns_nobody_and_is_said(
     tmp_path: Path, action: Action, caplog: pytest.LogCaptureFixture
