@@ -94,7 +94,7 @@ def print_time(spec: ClusterSpec, planned: list[PlannedStep]) -> None:
         return
     try:
         views = wiring.open_views(wiring.home())
-        times, nodes, now_s = StageTimes().learn(views.events_since(0)), dict(views.state.nodes), views.now_s()
+        times, nodes, now_s = StageTimes().learn(views.events_of_stages()), dict(views.state.nodes), views.now_s()
     except NotAsRequired:
         times, nodes, now_s = StageTimes(), {}, 0.0
     rounds = [list(dict.fromkeys(each.step.node for each in steps)) for _, steps in groupby(planned, lambda each: each.wave)]

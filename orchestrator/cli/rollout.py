@@ -34,7 +34,7 @@ def status(as_json: bool) -> int:
     views = wiring.open_views(wiring.home())
     if not views.state.rollout.number:
         raise NotAsRequired("there has been no rollout yet", "`rackray apply SPEC` starts one")
-    found = report(views.state, StageTimes().learn(views.events_since(0)), views.now_s())
+    found = report(views.state, StageTimes().learn(views.events_of_stages()), views.now_s())
     if as_json:
         print_json(as_json_report(found))
     else:

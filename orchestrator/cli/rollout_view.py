@@ -48,10 +48,9 @@ class RolloutView(LiveLines):
 
     def _outlook(self, views: Views) -> str:
         """The time left and who is stuck, from the stage times the journal holds so far."""
-        events = views.events_since(self._learned_seq)
-        self._learned_seq = max([self._learned_seq, *(event.seq for event in events)])
-        self._times.learn(events)
         state = views.state
+        self._times.learn(views.events_since(self._learned_seq) if self._learned_seq else views.events_of_stages())
+        self._learned_seq = state.seq
         if state.spec is None or state.rollout.finished:
             return ""
         site, now_s = Site.of(state.spec), views.now_s()

@@ -83,6 +83,21 @@ _HEAD = ""
 _EVENT_COLUMNS = (_EVENTS.c.seq, _EVENTS.c.at_s, _EVENTS.c.epoch, _EVENTS.c.kind, _EVENTS.c.subject, _EVENTS.c.data)
 _AFTER = sa.select(*_EVENT_COLUMNS).where(_EVENTS.c.seq > sa.bindparam("seq")).order_by(_EVENTS.c.seq)
 _OTHERS = sa.select(*_EVENT_COLUMNS).where((_EVENTS.c.seq <= sa.bindparam("seq")) & _NOT_OF_NODES).order_by(_EVENTS.c.seq)
+_FIRST_ANSWERS = sa.select(sa.func.min(_EVENTS.c.seq)).where(_EVENTS.c.kind == "node.ended").group_by(_EVENTS.c.subject)
+_OF_STAGES = (
+    sa.select(*_EVENT_COLUMNS)
+    .where(
+        (_EVENTS.c.seq <= sa.bindparam("seq"))
+        & (
+            (_EVENTS.c.kind == "node.moved")
+            | (_EVENTS.c.kind == "spec.applied")
+            | (_EVENTS.c.kind == "controller.slept")
+            | _EVENTS.c.kind.like("rollout.%")
+            | _EVENTS.c.seq.in_(_FIRST_ANSWERS)
+        )
+    )
+    .order_by(_EVENTS.c.seq)
+)
 _LAST = sa.select(sa.func.max(_EVENTS.c.seq))
 _LEASE_ROW = sa.select(_LEASE.c.epoch, _LEASE.c.holder, _LEASE.c.until_s).where(_LEASE.c.id == 1)
 _WHO_DECIDES = sa.select(_LEASE.c.epoch, _LEASE.c.holder).where(_LEASE.c.id == 1)
@@ -184,6 +199,14 @@ class Journal:
         """Events with a seq above `after_seq`, oldest first."""
         with self._reading() as connection:
             return list(_events(connection, _AFTER, after_seq))
+
+    def events_of_stages(self, upto_seq: int) -> Iterator[Event]:
+        """Of the events up to `upto_seq` those that tell how long stages took, oldest first: what `StageTimes` learns from.
+
+        Exchanges are nine tenths of a journal, and only the first answer of each node begins a stage; the rest stays unread.
+        """
+        with self._reading() as connection, _no_collection():
+            yield from _events(connection.execution_options(yield_per=5000), _OF_STAGES, upto_seq)
 
     def load(self) -> ClusterState:
         """The present state: the fold over all events; nodes begin at the latest snapshot, where there is one."""

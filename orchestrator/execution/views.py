@@ -101,6 +101,10 @@ class Views:
         """The file of rank 0's progress lines, as far as the controller has fetched them."""
         return lines_path(self._home, run_id)
 
+    def events_of_stages(self) -> Iterator[Event]:
+        """Of the events up to the present `state` those that tell how long stages took; the rest is not read."""
+        return self._journal.events_of_stages(self.state.seq)
+
     def events_since(self, seq: int) -> list[Event]:
         """Events above `seq`, oldest first."""
         return self._journal.events(seq)

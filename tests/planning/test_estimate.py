@@ -65,3 +65,19 @@ def test_the_range_learned_from_one_bring_up_holds_the_next_one(tmp_path: Path) 
     assert everything_settled(second.apply())
     took_s = second.clock.now_s() - began_s
     assert 0.9 * foretold.low_s <= took_s <= 1.2 * foretold.high_s, (foretold, took_s)
+
+
+def test_the_same_is_learned_from_a_part_of_the_journal_and_from_the_whole(tmp_path: Path) -> None:
+    spec = a_fleet(racks=2, per_rack=4, canary=2, growth=2)
+    rehearsal = Rehearsal(tmp_path, spec)
+    rehearsal.apply()
+    rehearsal.request("request.drain", nodes=["r01-n1"], reason="new fan", host="here")
+    upto = rehearsal.journal.load().seq
+    rehearsal.request("request.requalify", nodes=["r01-n1"], reason="mended", host="here")
+    rehearsal.request("request.rollout_pause", reason="lunch", host="here")
+    journal = rehearsal.journal
+    whole, last = StageTimes().learn(journal.events()), journal.load().seq
+    part = list(journal.events_of_stages(last))
+    assert StageTimes().learn(part) == whole and len(whole.by_stage) == len(ORDER) - 1
+    assert [event.seq for event in part] == sorted(event.seq for event in part) and len(part) < len(journal.events()) / 2
+    assert StageTimes().learn(journal.events_of_stages(upto)).learn(journal.events(upto)) == whole, "and goes on from there"
