@@ -13,7 +13,7 @@ from orchestrator.cli.train_plan import calibrate_planner, plan_layouts
 from orchestrator.cli.train_view import RunView, list_row, summary
 from orchestrator.domain.errors import BadInput, NotAsRequired
 from orchestrator.domain.run import RunRecord, RunState
-from orchestrator.domain.words import counted
+from orchestrator.domain.words import counted, meant
 from orchestrator.execution.views import Views
 from orchestrator.planning.run_submission import FollowRun, decide_submission
 
@@ -160,14 +160,15 @@ def _is_over(views: Views, run_id: str) -> bool:
 
 def _run(views: Views, run_id: str) -> RunRecord:
     runs = views.run_records()
+    if run_id in views.state.runs:
+        return views.state.runs[run_id]
     if not runs:
-        raise NotAsRequired("no run was ever submitted", "`rackray train submit JOB`")
-    if not run_id:
-        return runs[-1]
-    found = views.state.runs.get(run_id)
-    if found is None:
-        raise BadInput(f"there is no run {run_id}", f"the newest is {runs[-1].id}; `rackray train list` shows all")
-    return found
+        untrue = "no run was ever submitted", "`rackray train submit JOB`"
+        raise BadInput(*untrue) if run_id else NotAsRequired(*untrue)
+    if run_id:
+        near = meant(run_id, views.state.runs)
+        raise BadInput(f"there is no run {run_id}", f"{near}the newest is {runs[-1].id}; `rackray train list` shows all")
+    return runs[-1]
 
 
 def _number(value: float | None, digits: int = 3) -> str:

@@ -147,7 +147,7 @@ def lab_down(home: Path, keep: bool = False) -> LabDown:
 
 
 def lab_fault(home: Path, node: str, fault: str, **arguments: Value) -> None:
-    """Breaks something of one node; seen at once. Raises: LabError for an unknown node, fault or argument."""
+    """Breaks something of one node; seen at once. Raises: BadLabInput for an unknown node, fault or argument."""
     request = {"verb": "fault", "node": node, "fault": fault, "arguments": arguments}
     ask(LabPaths(home.absolute()).control, request, ASK_LIMIT_S)
 

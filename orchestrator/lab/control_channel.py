@@ -4,7 +4,7 @@
     {"verb": "status"}                                               →  {"answer": {…}}
     {"verb": "fault" | "heal", "node", "fault", "arguments": {…}}    →  {"answer": {}}
     {"verb": "down"}                                                 →  {"answer": {}} once every node has ended
-    anything that fails                                              →  {"error", "hint"}
+    anything that fails                                              →  {"error", "hint", "exit_code"}
 
 The folder has mode 0700: who may talk to the daemon is who may read its files.
 """
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from orchestrator.lab.errors import LabError
+from orchestrator.lab.errors import BadLabInput, LabError
 
 LONGEST_LINE_BYTES = 64 * 1024 * 1024
 
@@ -35,7 +35,8 @@ def short_path(path: Path) -> Iterator[str]:
 def ask(control: Path, request: dict[str, Any], limit_s: float) -> dict[str, Any]:
     """Sends one request and waits for its answer.
 
-    Raises: LabError with the daemon's own words, when it answers no; when nobody listens; when it takes over `limit_s`.
+    Raises: LabError with the daemon's own words, when it answers no (BadLabInput to unknown names); when nobody listens;
+    when it takes over `limit_s`.
     """
     try:
         with short_path(control) as name, socket.socket(socket.AF_UNIX) as channel:
@@ -54,6 +55,7 @@ def ask(control: Path, request: dict[str, Any], limit_s: float) -> dict[str, Any
         raise LabError(f"the lab daemon ended while it did {request['verb']!r}", hint=f"see {control.with_name('labd.log')}")
     reply: dict[str, Any] = json.loads(line)
     if "error" in reply:
-        raise LabError(reply["error"], hint=reply["hint"])
+        kind = BadLabInput if reply["exit_code"] == BadLabInput.exit_code else LabError
+        raise kind(reply["error"], hint=reply["hint"])
     answer: dict[str, Any] = reply["answer"]
     return answer

@@ -7,5 +7,11 @@ class LabError(RackrayError):
     """The lab cannot do what was asked."""
 
 
+class BadLabInput(LabError):
+    """What was asked, or the spec, names what the lab does not have (a node, a fault, an address); nothing was changed."""
+
+    exit_code = 2
+
+
 class NamespacesRefused(LabError):
     """This system does not let us make the namespaces a lab node consists of; there is no second, weaker lab."""

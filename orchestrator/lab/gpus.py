@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.lab.errors import LabError
+from orchestrator.lab.errors import BadLabInput
 
 GIB = 1024**3
 MAX_GPUS = 16
@@ -155,9 +155,9 @@ FAULT_DEFAULTS: Mapping[str, Mapping[str, int]] = {
 
 
 def gpu_model(name: str) -> GpuModel:
-    """The profile of a model by its NVML name or short name. Raises: LabError for one the lab does not know."""
+    """The profile of a model by its NVML name or short name. Raises: BadLabInput for one the lab does not know."""
     if name not in GPU_MODELS:
-        raise LabError(f"the lab has no GPU called {name!r}", hint=f"it knows {', '.join(sorted(GPU_MODELS))}")
+        raise BadLabInput(f"the lab has no GPU called {name!r}", hint=f"it knows {', '.join(sorted(GPU_MODELS))}")
     return GPU_MODELS[name]
 
 
@@ -166,7 +166,7 @@ class NodeGpus:
 
     def __init__(self, state_file: Path, model: str, count: int, machine_serial: str) -> None:
         if not 0 <= count <= MAX_GPUS:
-            raise LabError(f"a lab node has 0 to {MAX_GPUS} GPUs, not {count}", hint="change gpu_count")
+            raise BadLabInput(f"a lab node has 0 to {MAX_GPUS} GPUs, not {count}", hint="change gpu_count")
         self.state_file = state_file
         self.count = count
         self._lock = threading.Lock()
@@ -175,13 +175,13 @@ class NodeGpus:
             self._write(self._sound)
 
     def fault(self, name: str, gpu: int, **arguments: int) -> None:
-        """Breaks one GPU. Raises: LabError for an unknown fault, GPU or argument."""
+        """Breaks one GPU. Raises: BadLabInput for an unknown fault, GPU or argument."""
         values = self._arguments(name, gpu, arguments)
         suffix = f".{gpu}.{values['link']}" if "link" in values else f".{gpu}"
         self._change({key + suffix: broken.format(**values) for key, broken in GPU_FAULTS[name].items()})
 
     def heal(self, name: str, gpu: int | None = None, **arguments: int) -> None:
-        """Undoes a fault: of all GPUs, of one, of one of its links. Raises: LabError as `fault` does."""
+        """Undoes a fault: of all GPUs, of one, of one of its links. Raises: BadLabInput as `fault` does."""
         changes: dict[str, str | None] = {}
         for index in range(self.count) if gpu is None else (gpu,):
             self._arguments(name, index, arguments)
@@ -214,13 +214,15 @@ class NodeGpus:
 
     def _arguments(self, name: str, gpu: int, given: Mapping[str, int]) -> dict[str, int]:
         if name not in GPU_FAULTS:
-            raise LabError(f"no GPU fault is called {name!r}", hint=f"there are {', '.join(sorted(GPU_FAULTS))}")
+            raise BadLabInput(f"no GPU fault is called {name!r}", hint=f"there are {', '.join(sorted(GPU_FAULTS))}")
         if not 0 <= gpu < self.count:
-            raise LabError(f"the node has {self.count} GPUs, numbered from 0; there is no GPU {gpu}", hint="choose another gpu")
+            raise BadLabInput(
+                f"the node has {self.count} GPUs, numbered from 0; there is no GPU {gpu}", hint="choose another gpu"
+            )
         known = FAULT_DEFAULTS.get(name, {})
         strange = sorted(given.keys() - known.keys())
         if strange:
-            raise LabError(f"{name} takes no {strange[0]!r}", hint=f"it takes gpu{''.join(f', {word}' for word in known)}")
+            raise BadLabInput(f"{name} takes no {strange[0]!r}", hint=f"it takes gpu{''.join(f', {word}' for word in known)}")
         return {**known, **given}
 
     @staticmethod

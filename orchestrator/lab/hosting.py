@@ -4,7 +4,6 @@ Machines belong to the event loop; boots run in worker threads; SSH connections 
 """
 
 import asyncio
-import difflib
 import json
 import logging
 import os
@@ -16,10 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
+from orchestrator.domain.words import meant
 from orchestrator.lab.bmc.certificates import make_certificate, server_context
 from orchestrator.lab.bmc.service import BmcEndpoint, BmcFarm
 from orchestrator.lab.delivery import FactoryRow, deliver, factory_password, give_site_secrets, write_private
-from orchestrator.lab.errors import LabError
+from orchestrator.lab.errors import BadLabInput, LabError
 from orchestrator.lab.gpus import GPU_FAULTS, NodeGpus
 from orchestrator.lab.image import USER_UID, build_image, has_image
 from orchestrator.lab.image_service import ImageService
@@ -93,28 +93,26 @@ class HostedLab:
             return [plan.name for plan in fresh]
 
     def fault(self, node: str, fault: str, arguments: Mapping[str, Any]) -> None:
-        """Breaks something of one node. Raises: LabError for an unknown node, fault or argument."""
+        """Breaks something of one node. Raises: BadLabInput for an unknown node, fault or argument."""
+        _check_fault(fault)
         hosted = self._node(node)
         if fault in GPU_FAULTS:
             _gpus_of(hosted, fault).fault(fault, **_whole_numbers({"gpu": 0, **arguments}))
         elif fault in NODE_FAULTS or fault in set(SshFault):
             self._change_node(hosted, fault, arguments, broken=True)
-        elif fault in MACHINE_FAULTS:
-            _as_lab_error(lambda: hosted.machine.fault(fault, time.monotonic(), **arguments))
         else:
-            raise _unknown(fault)
+            _as_lab_error(lambda: hosted.machine.fault(fault, time.monotonic(), **arguments))
 
     def heal(self, node: str, fault: str, arguments: Mapping[str, Any]) -> None:
-        """Ends a fault of one node; one that is not there is no error. Raises: LabError as `fault` does."""
+        """Ends a fault of one node; one that is not there is no error. Raises: BadLabInput as `fault` does."""
+        _check_fault(fault)
         hosted = self._node(node)
         if fault in GPU_FAULTS:
             _gpus_of(hosted, fault).heal(fault, **_whole_numbers(arguments))
         elif fault in NODE_FAULTS or fault in set(SshFault):
             self._change_node(hosted, fault, arguments, broken=False)
-        elif fault in MACHINE_FAULTS:
-            _as_lab_error(lambda: hosted.machine.heal(fault, time.monotonic()))
         else:
-            raise _unknown(fault)
+            _as_lab_error(lambda: hosted.machine.heal(fault, time.monotonic()))
 
     def status(self) -> dict[str, Any]:
         """What every node is doing, as plain values."""
@@ -194,7 +192,8 @@ class HostedLab:
             for name in added:
                 await self._farm.remove(name)
                 del self._nodes[name]
-            raise LabError(f"the nodes cannot be added: {error}", hint=getattr(error, "hint", "")) from error
+            kind = BadLabInput if isinstance(error, BadLabInput) else LabError
+            raise kind(f"the nodes cannot be added: {error}", hint=getattr(error, "hint", "")) from error
         deliver(self._paths.factory_csv, rows)
 
     async def _rack_one(self, plan: NodePlan, site: Site) -> FactoryRow:
@@ -220,10 +219,10 @@ class HostedLab:
 
     def _change_node(self, hosted: HostedNode, fault: str, arguments: Mapping[str, Any], broken: bool) -> None:
         if arguments:
-            raise LabError(f"fault {fault} takes no argument {', '.join(sorted(arguments))}")
+            raise BadLabInput(f"fault {fault} takes no argument {', '.join(sorted(arguments))}")
         name, power = hosted.plan.name, hosted.power
         if power is None:
-            raise LabError(f"{name} is equipment: only its BMC is simulated, so {fault} cannot happen to it")
+            raise BadLabInput(f"{name} is equipment: only its BMC is simulated, so {fault} cannot happen to it")
         match fault, broken:
             case "ssh_new_host_key", True:
                 power.replace_host_key()
@@ -267,7 +266,8 @@ class HostedLab:
 
     def _node(self, name: str) -> HostedNode:
         if name not in self._nodes:
-            raise LabError(f"the lab has no node {name}", hint=f"it has {', '.join(sorted(self._nodes)) or 'none'}")
+            hint = f"{meant(name, self._nodes)}it has {', '.join(sorted(self._nodes)) or 'none'}"
+            raise BadLabInput(f"the lab has no node {name}", hint=hint)
         return self._nodes[name]
 
 
@@ -276,12 +276,12 @@ def _as_lab_error(act: Callable[[], object]) -> None:
     try:
         act()
     except (UnknownFault, MachineError) as error:
-        raise LabError(str(error)) from error
+        raise BadLabInput(str(error)) from error
 
 
 def _gpus_of(hosted: HostedNode, fault: str) -> NodeGpus:
     if hosted.gpus is None:
-        raise LabError(f"{hosted.plan.name} is equipment and has no GPU: {fault} cannot happen to it")
+        raise BadLabInput(f"{hosted.plan.name} is equipment and has no GPU: {fault} cannot happen to it")
     return hosted.gpus
 
 
@@ -319,11 +319,11 @@ def _whole_numbers(arguments: Mapping[str, Any]) -> dict[str, int]:
     try:
         return {name: int(str(value)) for name, value in arguments.items()}
     except ValueError as error:
-        raise LabError(f"GPU faults take whole numbers: {error}") from error
+        raise BadLabInput(f"GPU faults take whole numbers: {error}") from error
 
 
-def _unknown(fault: str) -> LabError:
+def _check_fault(fault: str) -> None:
+    """Raises: BadLabInput with the near names, and with all there are."""
     known = sorted({*GPU_FAULTS, *NODE_FAULTS, *(kind.value for kind in SshFault), *MACHINE_FAULTS})
-    close = difflib.get_close_matches(fault, known, n=2, cutoff=0.6)
-    meant = f"did you mean {' or '.join(close)}? " if close else ""
-    return LabError(f"no fault is called {fault!r}", hint=f"{meant}there are {', '.join(known)}")
+    if fault not in known:
+        raise BadLabInput(f"no fault is called {fault!r}", hint=f"{meant(fault, known)}there are {', '.join(known)}")

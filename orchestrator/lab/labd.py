@@ -96,10 +96,10 @@ async def _answer(lab: HostedLab, request: dict[str, Any]) -> tuple[dict[str, An
             case _:
                 raise LabError(f"the lab daemon knows no verb {verb!r}")
     except RackrayError as error:
-        return {"error": str(error), "hint": error.hint}, False
+        return {"error": str(error), "hint": error.hint, "exit_code": error.exit_code}, False
     except Exception as error:  # the asker must hear of our own faults too; the log keeps the whole story
         log.exception("%s failed", verb)
-        return {"error": f"the lab daemon failed at {verb!r}: {error!r}", "hint": "see labd.log"}, False
+        return {"error": f"the lab daemon failed at {verb!r}: {error!r}", "hint": "see labd.log", "exit_code": 1}, False
     return {"answer": {}}, False
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.lab.errors import LabError
+from orchestrator.lab.errors import BadLabInput
 from orchestrator.lab.machine_nouns import FirmwarePart
 
 LOOPBACK = ipaddress.ip_network("127.0.0.0/8")
@@ -78,10 +78,10 @@ class LabSpec:
         return f"https://{self.image_service_address}:{self.image_service_port}"
 
     def check(self) -> None:
-        """Raises: LabError that names every clash of names, serials and addresses, and every address off loopback."""
+        """Raises: BadLabInput that names every clash of names, serials and addresses, and every address off loopback."""
         problems = _problems(self)
         if problems:
-            raise LabError("; ".join(problems), hint="correct the spec; nothing was started")
+            raise BadLabInput("; ".join(problems), hint="correct the spec; nothing was started")
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for the control socket."""
