@@ -96,6 +96,15 @@ def _home_in_words(folder: Path) -> Iterator[None]:
         raise BadInput(f"RACKRAY_HOME {folder} {trouble}", "set RACKRAY_HOME to a folder that you may write to") from error
 
 
+def _check_home_is_ours(folder: Path, make: bool = False) -> None:
+    """Raises BadInput where this user may not write to RACKRAY_HOME, if it is there, or may not `make` it."""
+    with _home_in_words(folder):
+        if make:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder.exists():
+            tempfile.TemporaryFile(dir=folder).close()
+
+
 def request(folder: Path, kind: str, data: dict[str, Any]) -> Event:
     """Journal what somebody asks of the controller; it is durable when this returns."""
     asked = {**data, "by": data.get("by") or who(), "host": socket.gethostname()}
@@ -316,7 +325,9 @@ def lab_up(folder: Path, path: Path) -> Any:
             f"{folder} holds the journal of a lab that is gone; new machines would contradict it",
             f"remove {folder}, or set RACKRAY_HOME to another folder",
         )
-    return up(lab_spec(load_spec(path).spec), folder)
+    spec = lab_spec(load_spec(path).spec)
+    _check_home_is_ours(folder, make=True)
+    return up(spec, folder)
 
 
 def lab_down(folder: Path) -> Any:
@@ -324,6 +335,7 @@ def lab_down(folder: Path) -> Any:
     from orchestrator.drivers.ray_head import stop_head
     from orchestrator.lab.control import lab_down as down
 
+    _check_home_is_ours(folder)
     report = down(folder)
     if folder.exists():
         for name in ("cell", "management"):
@@ -375,16 +387,8 @@ def rehearse(path: Path, faults: Path | None, seeds: Sequence[int]) -> "Iterator
         with tempfile.TemporaryDirectory(prefix="rackray-rehearsal-") as folder:
             site = SimulatedSite(loaded.spec, seed, profile=profile)
             journal = Journal(f"sqlite:///{folder}/state.db", durable=False)
-            yield play(
-                journal,
-                SimulatedHands(site),
-                VirtualClock(site, 1.0),
-                Path(folder),
-                loaded.spec,
-                loaded.sha256,
-                site.chain_s,
-                seed,
-            )
+            hands, clock = SimulatedHands(site), VirtualClock(site, 1.0)
+            yield play(journal, hands, clock, Path(folder), loaded.spec, loaded.sha256, site.chain_s, seed)
             journal.close()
 
 

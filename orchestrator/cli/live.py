@@ -1,6 +1,5 @@
 """Following something: a stamped line per change, and on a terminal a display below the lines that redraws itself."""
 
-import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Self
 
 import click
 
+from orchestrator.cli.output import may_draw
 from orchestrator.domain.event import Event
 from orchestrator.execution.views import Views
 
@@ -29,7 +29,7 @@ class LiveLines:
         self._live: Live | None = None
 
     def __enter__(self) -> Self:
-        if sys.stdout.isatty():
+        if may_draw():
             # rich costs 0.1 s to import; plain lines do not need it.
             from rich.live import Live
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 import sys
 import textwrap
@@ -26,6 +27,14 @@ STATE_COLOURS = {
     "maintenance": "magenta",
     "retired": "bright_black",
 }
+
+
+def may_draw() -> bool:
+    """Whether escape sequences may go to stdout: to a terminal that knows them, of a person who has not asked for none.
+
+    NO_COLOR as in https://no-color.org: set, and not empty. A display that redraws itself is made of them too.
+    """
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def print_json(data: Any) -> None:
@@ -56,7 +65,7 @@ def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]], colour_co
     header, *lines = table_lines(headers, [[str(cell) for cell in row] for row in rows], line_width)
     click.echo("  ".join(header).rstrip())
     for cells in lines:
-        if colour_column is not None and line_width is not None:
+        if colour_column is not None and may_draw():
             cells[colour_column] = click.style(cells[colour_column], fg=STATE_COLOURS.get(cells[colour_column].strip(), "blue"))
         click.echo("  ".join(cells).rstrip())
 

@@ -26,7 +26,7 @@ from orchestrator.execution.journal_transactions import (
     BUSY_TIMEOUT_S,
     Reading,
     Writing,
-    say_who_keeps_it,
+    say_why_it_stays_shut,
     sqlite_begin_immediate,
     sqlite_opened,
 )
@@ -186,7 +186,7 @@ class Journal:
             if not is_made:
                 _META.create_all(self._engine)
         except sa.exc.DatabaseError as error:
-            say_who_keeps_it(error, self.file)
+            say_why_it_stays_shut(error, self.file)
             where = self._engine.url.render_as_string(hide_password=True)
             raise JournalBroken(f"cannot open the journal {where}: {error.orig}", WHEN_IT_CANNOT_BE_OPENED) from error
 

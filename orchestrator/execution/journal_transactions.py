@@ -1,6 +1,8 @@
 """Transactions of the journal: what is opened, what is made durable, and how the database's own errors become ours."""
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 import sqlalchemy as sa
@@ -65,6 +67,12 @@ class Writing:
             self._journal.after_write()
 
 
+def say_why_it_stays_shut(error: sa.exc.DatabaseError, file: str) -> None:
+    """What is known of a journal that could not be opened, if anything is."""
+    say_who_keeps_it(error, file)
+    say_whose_it_is(error, file)
+
+
 def say_who_keeps_it(error: sa.exc.DatabaseError, file: str) -> None:
     """Nobody could write for so long because one process did not end its transaction: name it."""
     if getattr(error.orig, "sqlite_errorname", "").startswith("SQLITE_BUSY"):
@@ -72,6 +80,20 @@ def say_who_keeps_it(error: sa.exc.DatabaseError, file: str) -> None:
         who = f"{holder} keeps it locked" if holder else "some process keeps it locked"
         hint = holder.way_out if holder else "find the process that has it open (`fuser`), and wait for it or end it"
         raise JournalBusy(f"the journal {file} could not be written for {BUSY_TIMEOUT_S:.0f} s: {who}", hint) from error
+
+
+def say_whose_it_is(error: sa.exc.DatabaseError, file: str) -> None:
+    """A journal that lies there and that this user may not write to, not even for the marks a reader leaves: name its owner."""
+    refused = getattr(error.orig, "sqlite_errorname", "").startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN"))
+    if refused and file and os.path.exists(file) and not (os.access(file, os.W_OK) and os.access(Path(file).parent, os.W_OK)):
+        try:
+            owner = Path(file).owner()
+        except KeyError:
+            owner = f"user id {os.stat(file).st_uid}"
+        raise JournalBroken(
+            f"the journal {file} belongs to {owner}, and this user may not use it",
+            f"run rackray as {owner}, or set RACKRAY_HOME to a folder of your own",
+        ) from error
 
 
 def translate(error: BaseException | None) -> None:
