@@ -10,9 +10,13 @@ from typing import Any
 import click
 
 from orchestrator import wiring
+from orchestrator.cli.nodes import folded
 from orchestrator.cli.output import FILE, print_json, print_table
 from orchestrator.domain.spec import ClusterSpec
 from orchestrator.execution.rehearsal import Rehearsed
+
+SHOWN = 12
+"""Nodes that are named behind a cause; `--json` names all."""
 
 
 @click.command()
@@ -64,6 +68,7 @@ def as_rows(played: Sequence[Rehearsed], real_s: float) -> dict[str, Any]:
             "waves": each.waves,
             "spares": each.spares,
             "causes": dict(each.causes),
+            "nodes_by_cause": {cause: list(names) for cause, names in each.nodes_by_cause.items()},
             "failure_budget": each.failure_budget,
             "stopped_because": each.stopped_because,
             "events": each.events,
@@ -97,14 +102,20 @@ def print_report(played: Sequence[Rehearsed], spec: ClusterSpec, real_s: float) 
             click.echo(f"  seed {each.seed} did not come to rest")
     causes = sorted({cause for each in played for cause in each.causes})
     if causes:
-        rows = [(cause, f"{max(each.causes.get(cause, 0) for each in played)}") for cause in causes]
-        print_table(("cause of failure", "nodes at most"), rows)
+        worst = {cause: max((each.nodes_by_cause.get(cause, ()) for each in played), key=len) for cause in causes}
+        rows = [(cause, f"{len(names)}", _first(names)) for cause, names in worst.items()]
+        print_table(("cause of failure", "nodes at most" if len(played) > 1 else "nodes", "which"), rows)
     feeds = []
     for feed, limit in sorted(spec.feeds.items()):
         peak_w = max(each.peak_feed_w.get(feed, 0.0) for each in played)
         feeds.append((feed, f"{peak_w / 1000:.1f}", f"{limit.limit_w / 1000:.1f}", f"{100 * peak_w / limit.limit_w:.0f} %"))
     print_table(("feed", "peak kW", "limit kW", "used"), feeds)
     click.echo(f"{first.events} events, digest {first.journal_sha256[:16]}; {real_s:.1f} s, {peak_rss_gib():.2f} GiB")
+
+
+def _first(names: Sequence[str]) -> str:
+    """The first few of `names`, and how many more there are."""
+    return folded(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def finish(played: Sequence[Rehearsed]) -> str:

@@ -52,8 +52,8 @@ class Rehearsed:
     equipment_ready: int
     states: Mapping[str, int]
     """Nodes per state at the end."""
-    causes: Mapping[str, int]
-    """Machines in quarantine, equipment included, per kind of cause."""
+    nodes_by_cause: Mapping[str, tuple[str, ...]]
+    """Machines in quarantine, equipment included, per kind of cause; in the spec's order."""
     virtual_s: float
     """From the request to rest."""
     lower_bound_s: float
@@ -79,6 +79,11 @@ class Rehearsed:
     def ready(self) -> int:
         """Nodes that came into service."""
         return self.states.get(NodeState.READY, 0) + self.states.get(NodeState.ALLOCATED, 0)
+
+    @property
+    def causes(self) -> Mapping[str, int]:
+        """How many machines are in quarantine per kind of cause."""
+        return {cause: len(names) for cause, names in self.nodes_by_cause.items()}
 
     @property
     def spares(self) -> int:
@@ -120,14 +125,17 @@ def rehearse(
     bound_s, longest_s = lower_bound_s(spec, chain_s)
     records = [record for record in state.nodes.values() if not record.is_equipment]
     equipment = [record for record in state.nodes.values() if record.is_equipment]
-    quarantined = [record for record in state.nodes.values() if record.state is NodeState.QUARANTINED]
+    behind: dict[str, list[str]] = {}
+    for name in (machine.name for machine in spec.managed()):
+        if (record := state.nodes[name]).state is NodeState.QUARANTINED:
+            behind.setdefault(record.cause or "other", []).append(name)
     return Rehearsed(
         seed=seed,
         nodes=len(records),
         equipment=len(equipment),
         equipment_ready=sum(record.state is NodeState.READY for record in equipment),
         states=dict(sorted(Counter(str(record.state) for record in records).items())),
-        causes=dict(sorted(Counter(record.cause or "other" for record in quarantined).items())),
+        nodes_by_cause={cause: tuple(names) for cause, names in sorted(behind.items())},
         virtual_s=end_s - begin_s,
         lower_bound_s=bound_s,
         longest_chain_s=longest_s,

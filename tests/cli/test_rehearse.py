@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cli.main import run
+from orchestrator.cli.nodes import folded
+from orchestrator.cli.rehearse import SHOWN
 
 SPECS = Path(__file__).parents[2] / "cluster_specs"
 PROFILES = sorted((SPECS / "rehearsals").glob("*.yaml"))
@@ -68,3 +70,23 @@ def test_the_lab_as_it_ships_loses_the_node_with_the_planted_fault(capsys: pytes
 def test_the_profiles_that_ship_are_read_and_something_goes_wrong(profile: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = rehearsed(capsys, str(SPECS / "example-32-dgx.yaml"), "--faults", str(profile))
     assert found["nodes"] == 32 and found["causes"]
+
+
+def test_the_nodes_behind_each_cause_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    profile = tmp_path / "bad-day.yaml"
+    profile.write_text("wrong_serial: 0.3\ndead_bmc: 0.1\n")
+    spec = tmp_path / "many-may-fail.yaml"
+    spec.write_text((SPECS / "example-32-dgx.yaml").read_text().replace("failure_budget: ", "failure_budget: 3"))
+    words = (str(spec), "--faults", str(profile), "--seeds", "3")
+    assert run(["rehearse", *words]) == 1
+    said = capsys.readouterr().out
+    histories = rehearsed(capsys, *words)["seeds"]
+    assert isinstance(histories, list)
+    for cause in {cause for each in histories for cause in each["causes"]}:
+        worst = max((each["nodes_by_cause"].get(cause, []) for each in histories), key=len)
+        (line,) = [line for line in said.splitlines() if line.startswith(cause)]
+        assert {each["causes"].get(cause, 0) for each in histories} == {
+            len(each["nodes_by_cause"].get(cause, [])) for each in histories
+        }
+        left = f" and {len(worst) - SHOWN} more" if len(worst) > SHOWN else ""
+        assert folded(worst[:SHOWN]) + left in line, line
