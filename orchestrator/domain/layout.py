@@ -55,9 +55,9 @@ class Fits(StrEnum):
     """Whether a layout's memory fits, given how wrong predictions of memory have been."""
 
     YES = "yes"
-    """Even the upper end of the prediction is below what the GPU has."""
+    """Even the upper end of the prediction leaves a tenth of what the GPU has."""
     TIGHT = "tight"
-    """The GPU's memory lies inside the predicted interval."""
+    """The upper end leaves less than that, or is above what the GPU has; the lower end is not."""
     NO = "no"
     """Even the lower end of the prediction is above what the GPU has."""
 
@@ -75,12 +75,14 @@ class Prediction:
     """Cause → seconds; their sum is `step_s`."""
     tokens_per_s: float
     mfu: float
-    """Model FLOP/s (causal attention counted whole, as in PaLM) over the GPUs' peak."""
+    """Model FLOP/s (causal attention counted whole, as in PaLM) over the GPUs' peak by data sheet, a power cap or not."""
     memory_bytes: float
     """On the fullest GPU, all of it: tensors, the allocator's reserve, the CUDA context."""
     memory_low_bytes: float
     memory_high_bytes: float
     memory_parts_bytes: Mapping[str, float] = field(default_factory=dict)
+    """"state", "activations", "buffers", "reserve" (held by the allocator beyond tensors), "context"; they add up to
+    `memory_bytes`."""
     gpu_memory_bytes: float
     fits: Fits
     node_power_w: float
@@ -89,8 +91,8 @@ class Prediction:
     """Share of wall-clock time that ends up in kept steps: checkpoints, failures and repeated steps taken off."""
     lost: Mapping[str, float] = field(default_factory=dict)
     """Where the rest goes: "checkpoints", "again" (steps repeated), "restarts"; with `goodput` they add up to 1."""
-    checkpoint_every_s: float
-    """The interval at which that share is largest (Young 1974; Daly 2006)."""
+    checkpoint_every_s: float | None
+    """The interval at which that share is largest (Young 1974; Daly 2006); None where nothing fails."""
     run_s: float
     """Wall-clock time of all steps of the job at that goodput: what plans are ranked by."""
     run_kwh: float

@@ -93,8 +93,12 @@ def draw_terms(path: Path, title: str, layouts: Sequence[str], terms: Mapping[st
 
 
 def _save(figure: Any, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".draft-{path.name}")
-    figure.savefig(draft)
-    draft.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(draft, format="png")
+        draft.replace(path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise BadInput(f"{path} cannot be written: {error.strerror}", "name a file in a folder that can be written to") from error
     return path

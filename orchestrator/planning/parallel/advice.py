@@ -1,5 +1,6 @@
 """What to change: layouts that cannot be run, models that fit nowhere, and the smallest change that would make it possible."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -29,6 +30,7 @@ def check_precision(job: PlanJob, cluster: GpuCluster) -> None:
 
 def check_layout(job: PlanJob, cluster: GpuCluster, layout: Layout) -> None:
     """Raises BadInput, with the way out, for a layout that cannot be run."""
+    _check_framework(job, layout)
     software, shape = software_of(job.framework), job.shape
     at_once = layout.data * layout.micro_sequences
     micro_batches, rounds = job.global_sequences // at_once, -(-job.global_sequences // (at_once * layout.pipeline))
@@ -85,6 +87,37 @@ def check_layout(job: PlanJob, cluster: GpuCluster, layout: Layout) -> None:
             raise BadInput(message, hint)
 
 
+def _check_framework(job: PlanJob, layout: Layout) -> None:
+    """Raises BadInput for degrees below 1, and for what the job's framework does not do at all."""
+    software, shape = software_of(job.framework), job.shape
+    least = min(layout.data, layout.tensor, layout.pipeline, layout.virtual_stages, layout.context, layout.micro_sequences)
+    shared = math.gcd(shape.heads, shape.key_value_heads, shape.d_ff)
+    lacks = f"{job.framework} has no"
+    rules = (
+        (least < 1, f"{layout}: a degree of {least} is none", "give degrees of at least 1"),
+        (
+            layout.zero not in software.zero_stages,
+            f"{lacks} ZeRO-{layout.zero}",
+            f"use ZeRO {' or '.join(map(str, software.zero_stages))}",
+        ),
+        (layout.tensor > 1 and not software.tensor, f"{lacks} tensor parallelism", "use tensor 1"),
+        (layout.virtual_stages > 1 and not software.interleaves, f"{lacks} interleaved stages", "use 1 virtual stage"),
+        (layout.virtual_stages > 1 and layout.pipeline == 1, "one stage has nothing to interleave", "use 1 virtual stage"),
+        (layout.recompute is not Recompute.NONE and not software.recomputes, f"{lacks} recomputation", "use recomputation none"),
+        (layout.offload and not software.offloads, f"{lacks} optimizer in the host's memory", "keep it on the GPU"),
+        (layout.offload and layout.zero == 0, "ZeRO-0 keeps the optimizer's state with the weights", "use ZeRO 1 or more"),
+        (
+            software.name == "deepspeed-rackray" and shared % layout.tensor,
+            f"{shape.heads} heads, {shape.key_value_heads} key/value heads and d_ff {shape.d_ff} do not divide by tensor "
+            f"{layout.tensor}",
+            f"choose a tensor degree that divides {shared}",
+        ),
+    )
+    for broken, message, hint in rules:
+        if broken:
+            raise BadInput(message, hint)
+
+
 def smallest_change(job: PlanJob, cluster: GpuCluster, limits: Limits, tables: Tables = FITTED) -> str:
     """The least that would make some layout fit: more nodes, what `limits` rule out, or larger GPUs and smaller models."""
     ways = []
@@ -101,7 +134,19 @@ def smallest_change(job: PlanJob, cluster: GpuCluster, limits: Limits, tables: T
 
 def changes_that_fit(job: PlanJob, cluster: GpuCluster, layout: Layout, tables: Tables = FITTED) -> list[str]:
     """The single changes to `layout` that would make it fit, the ones that cost least first; empty where none does."""
-    return [words for words, other, on in _changes(job, cluster, layout) if _some_fit(job, on, Limits(fixed=other), tables)]
+    return [
+        words
+        for words, other, on in _changes(job, cluster, layout)
+        if _can_run(job, on, other) and _some_fit(job, on, Limits(fixed=other), tables)
+    ]
+
+
+def _can_run(job: PlanJob, cluster: GpuCluster, layout: Layout) -> bool:
+    try:
+        check_layout(job, cluster, layout)
+    except BadInput:
+        return False
+    return True
 
 
 def _changes(job: PlanJob, cluster: GpuCluster, layout: Layout) -> Iterator[tuple[str, Layout, GpuCluster]]:

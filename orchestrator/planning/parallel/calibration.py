@@ -64,13 +64,9 @@ def calibrate(rows: Sequence[RunRow], tables: Tables = FITTED) -> Calibration:
 
     kinds = kinds_of(cases)
     before = errors(look_up(tables.step_time, kinds, list(tables.step_time)))
-    off = float(np.exp(-np.median(before)))
-    if not 1 / MOST_OFF <= off <= MOST_OFF:
-        words = f"{off:.3g} times as long" if off > 1 else f"1/{1 / off:.3g} of the time"
-        raise BadInput(
-            f"the runs took {words} as predicted for {families[0]}; nothing was calibrated",
-            f"say the GPU that they ran on (--gpu, or the column gpu; a calibration moves a pace by {MOST_OFF:g} times at most)",
-        )
+    for family, software in keys:
+        own = np.array([pair == (family, software) for pair in zip(families, softwares, strict=True)])
+        _check_off(family, float(np.exp(-np.median(before[own]))))
     found = fit(tables.step_time, free, kinds, errors, np.ones(size), knee=0.2)
     values: dict[str, dict[str, float]] = {}
     for item in free:
@@ -82,6 +78,28 @@ def calibrate(rows: Sequence[RunRow], tables: Tables = FITTED) -> Calibration:
         intervals |= {f"{family}|{software}{fabric}": (-width, width) for fabric in ("", *(f"@{name}" for name in FABRICS))}
     after = float(np.mean(np.abs(np.expm1(found.log_errors))))
     return Calibration(values, intervals, size, float(np.mean(np.abs(np.expm1(before)))), after)
+
+
+def _check_off(family: str, off: float) -> None:
+    """Raises BadInput where runs took so many times as long as predicted for a GPU family that they are of another."""
+    if not 1 / MOST_OFF <= off <= MOST_OFF:
+        words = f"{off:.3g} times as long" if off > 1 else f"1/{1 / off:.3g} of the time"
+        raise BadInput(
+            f"the runs took {words} as predicted for {family}; nothing was calibrated",
+            f"say the GPU that they ran on (--gpu, or the column gpu; a calibration moves a pace by {MOST_OFF:g} times at most)",
+        )
+
+
+def beside_earlier(
+    found: Calibration, values: Mapping[str, Mapping[str, float]], intervals: Mapping[str, tuple[float, float]]
+) -> tuple[list[str], dict[str, dict[str, float]], dict[str, tuple[float, float]]]:
+    """A calibration with what earlier ones said of other GPUs and frameworks: their keys, then values and intervals of all."""
+    new = {key for row in found.values.values() for key in row}
+    old = {name: {key: value for key, value in row.items() if key not in new} for name, row in values.items()}
+    names = dict.fromkeys((*old, *found.values))
+    kept = sorted({key for row in old.values() for key in row})
+    merged = {name: {**old.get(name, {}), **found.values.get(name, {})} for name in names}
+    return kept, merged, {**intervals, **found.intervals}
 
 
 @dataclass(frozen=True, slots=True)

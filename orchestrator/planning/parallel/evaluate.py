@@ -12,7 +12,7 @@ from orchestrator.planning.parallel.goodput import Goodput, goodput_of
 from orchestrator.planning.parallel.intervals import ends
 from orchestrator.planning.parallel.memory import ROOM, Memory, memory_of
 from orchestrator.planning.parallel.power import capped
-from orchestrator.planning.parallel.search import Limits, cases_of, data_degrees, layouts_of
+from orchestrator.planning.parallel.search import Limits, cases_of, data_degrees, layouts_of, node_counts
 from orchestrator.planning.parallel.step_time import StepTime, step_time
 from orchestrator.planning.parallel.validation import FITTED, Tables
 
@@ -72,7 +72,7 @@ def nothing_divides(job: PlanJob, cluster: GpuCluster) -> BadInput:
     above = min(-(-batch // degree) * degree for degree in degrees)
     below = max((batch // degree * degree for degree in degrees if batch >= degree), default=0)
     batches = " or ".join(str(size) for size in (below, above) if size)
-    counts = sorted(range(1, cluster.nodes + 9), key=lambda nodes: (abs(nodes - cluster.nodes), nodes))
+    counts = sorted(node_counts(job, cluster), key=lambda nodes: (abs(nodes - cluster.nodes), nodes))
     nodes = next((n for n in counts if layouts_of(job, replace(cluster, nodes=n), Limits())), None)
     others = f", or {nodes} node{'' if nodes == 1 else 's'} instead of {cluster.nodes}" if nodes else ""
     return BadInput(

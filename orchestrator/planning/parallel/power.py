@@ -27,7 +27,7 @@ def node_power_w(step: StepTime, cluster: GpuCluster) -> Floats:
     """Mean draw of one node over a step, watts."""
     total = step.total_s
     activity = sum((getattr(step, name) * ACTIVITY[name] for name in TERMS), np.zeros(())) / total
-    busy_w = BUSY_SHARE_OF_RATING * cluster.node_max_w
+    busy_w = max(BUSY_SHARE_OF_RATING * cluster.node_max_w, cluster.node_idle_w)
     if cluster.gpu_power_cap_w is not None:
         saved = cluster.gpus_per_node * BUSY_SHARE_OF_RATING * max(cluster.gpu.power_w - cluster.gpu_power_cap_w, 0.0)
         busy_w = max(busy_w - saved, cluster.node_idle_w)

@@ -8,14 +8,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from model.shape import EncoderDecoderShape
 from orchestrator.domain.errors import BadInput
+from orchestrator.domain.job import JobModel
 from orchestrator.domain.layout import Layout, Recompute
 from orchestrator.domain.run_row import RunInputs
 from orchestrator.planning.parallel.cases import RECOMPUTE, SCHEDULES, SELECTS, Case
 from orchestrator.planning.parallel.gpus import find_gpu
 from orchestrator.planning.parallel.memory import MOST_TOKENS
-from orchestrator.planning.parallel.software import Software, optimizer_bytes, schedule_of, software_of
+from orchestrator.planning.parallel.software import Software, gradient_bytes, optimizer_bytes, schedule_of, software_of
 from orchestrator.planning.parallel.spellings import is_dense, precision_code, recompute_word
+from orchestrator.planning.run_launch import model_spec
 
 KNOWN_VOCABULARY = 51_200
 """Taken where a source states none: GPT-2's 50,257 padded as Megatron pads it for 8-way tensor parallelism."""
@@ -164,7 +167,7 @@ def _complete(run: RunInputs, software: Software, dp: int, guessed: tuple[str, .
         fused_loss=float(software.fused_loss),
         low=low,
         state_p=4.0 if low < 0 else software.parameter_bytes,
-        state_g=4.0 if low < 0 else software.gradient_bytes + (software.bf16_copy_bytes if run.precision == "bf16" else 0.0),
+        state_g=gradient_bytes(software, low, run.precision == "bf16"),
         state_o=optimizer_bytes(software, low, zero),
         peak=gpu.peak_tflops(word) * 1e12,
         peak16=gpu.bf16_tflops * 1e12,
@@ -193,10 +196,14 @@ def _assumed_chunks(run: RunInputs, software: Software) -> int:
 
 
 def inputs_of_job(job: Mapping[str, Any], gpu: str) -> RunInputs:
-    """A run of this project's own engine, from its job as JSON. Raises BadInput for a job without a model or a batch."""
+    """A run of this project's own engine, from its job as JSON. Raises BadInput for a job without a model or a batch, or with
+    an encoder."""
     model, batch, layout = job.get("model"), job.get("batch"), job.get("layout") or {}
     if not model or not batch:
         raise BadInput(f"job {job.get('name')} runs a command, not a model", "calibrate with a run that trains a model")
+    shape = model_spec(JobModel.model_validate(model)).shape()
+    if isinstance(shape, EncoderDecoderShape):
+        raise BadInput(f"job {job.get('name')} trains a model with an encoder", "only decoder-only Transformers are modelled")
     pipeline, tensor, data = layout.get("pipeline", 1), layout.get("tensor", 1), layout.get("data", 1)
     sequence = layout.get("sequence", 1)
     offload = bool((job.get("optimizer") or {}).get("offload"))
@@ -204,13 +211,14 @@ def inputs_of_job(job: Mapping[str, Any], gpu: str) -> RunInputs:
         gpu=gpu,
         framework="rackray, offload" if offload else "rackray",
         model=str(job.get("name", "")),
-        layers=model["layers"],
-        hidden=model["d_model"],
-        heads=model["heads"],
-        ffn_hidden=model["d_ff"],
-        vocab=model["vocabulary"],
+        layers=shape.layers,
+        hidden=shape.d_model,
+        heads=shape.heads,
+        kv_heads=shape.key_value_heads,
+        ffn_hidden=shape.d_ff,
+        vocab=shape.vocabulary,
         seq_len=batch["sequence_tokens"],
-        gated_mlp=False,
+        gated_mlp=shape.is_gated,
         n_gpus=pipeline * tensor * sequence * data,
         gpus_per_node=job.get("ranks_per_node", 1),
         dp=data,

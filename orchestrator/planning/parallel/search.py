@@ -11,11 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from orchestrator.domain.layout import Layout, Recompute
-from orchestrator.planning.parallel.cases import RECOMPUTE, SELECTS, Cases
+from orchestrator.planning.parallel.cases import RECOMPUTE, SCHEDULES, SELECTS, Cases
 from orchestrator.planning.parallel.cluster import GpuCluster, PlanJob
-from orchestrator.planning.parallel.software import Software, optimizer_bytes, software_of
+from orchestrator.planning.parallel.software import Software, gradient_bytes, optimizer_bytes, schedule_of, software_of
 from orchestrator.planning.parallel.spellings import precision_code
 
+TENSOR = (1, 2, 4, 8, 16)
+MOST_STAGES = 64
 MICRO = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)
 LONG_SEQUENCE = 8192
 """Tokens from which context parallelism is considered."""
@@ -71,13 +73,27 @@ def data_degrees(job: PlanJob, cluster: GpuCluster) -> set[int]:
     return found
 
 
+def node_counts(job: PlanJob, cluster: GpuCluster) -> set[int]:
+    """Numbers of nodes on which some layout may divide the batch, the layers and the heads, up to 8 more than the cluster's."""
+    software, batch = software_of(job.framework), job.global_sequences
+    data = [d for small in range(1, math.isqrt(batch) + 1) if batch % small == 0 for d in (small, batch // small)]
+    # Of any number of GPUs: `layouts_of` says which of them divide.
+    inner = {
+        tensor * context * pipeline
+        for tensor in TENSOR
+        for context in context_degrees(job, software, tensor)
+        for pipeline in range(1, min(job.shape.layers, MOST_STAGES) + 1)
+        if _stage_layers(job, pipeline)
+    }
+    gpus = {size for d in data for i in inner if (size := d * i) % cluster.gpus_per_node == 0}
+    return {nodes for size in gpus if (nodes := size // cluster.gpus_per_node) <= cluster.nodes + 8}
+
+
 def cases_of(layouts: list[tuple[int, ...]], job: PlanJob, cluster: GpuCluster) -> Cases:
     """The layouts as cases of this job on this cluster."""
     software, gpu, shape = software_of(job.framework), cluster.gpu, job.shape
-    low = precision_code(job.precision)
-    assert low is not None  # noqa: S101 - check_job refused other words
+    low = _precision_code(job.precision)
     columns = np.array(layouts, dtype=np.float64).T
-    word = {0: "bf16", 1: "fp8", 2: "fp4", -1: "fp32"}[low]
     same = {
         **{
             "layers": shape.layers,
@@ -90,7 +106,7 @@ def cases_of(layouts: list[tuple[int, ...]], job: PlanJob, cluster: GpuCluster) 
         **{
             "attended": _attended(shape.most_seen(job.sequence_tokens) / job.sequence_tokens),
             "global_batch": job.global_sequences,
-            "schedule": 0,
+            "schedule": SCHEDULES[schedule_of(job.framework)],
             "selects": SELECTS[software.selects],
             "low": low,
             "fused_loss": software.fused_loss,
@@ -98,8 +114,10 @@ def cases_of(layouts: list[tuple[int, ...]], job: PlanJob, cluster: GpuCluster) 
         },
         "sequence_parallel": software.sequence_parallel,
         "by_heads": software.context_by_heads,
-        **{"state_p": 4.0 if low < 0 else software.parameter_bytes, "state_g": 4.0 if low < 0 else software.gradient_bytes},
-        **{"peak": gpu.peak_tflops(word) * 1e12, "peak16": gpu.bf16_tflops * 1e12, "memory_bw": gpu.memory_gb_s * 1e9},
+        "state_p": 4.0 if low < 0 else software.parameter_bytes,
+        "state_g": gradient_bytes(software, low, job.precision == "bf16"),
+        **{"peak": gpu.peak_tflops(peak_word(job.precision)) * 1e12, "peak16": gpu.bf16_tflops * 1e12},
+        "memory_bw": gpu.memory_gb_s * 1e9,
         **{"memory": gpu.memory_gib * 2.0**30, "multiprocessors": gpu.multiprocessors, "nvlink": gpu.nvlink_gb_s * 1e9},
         **{"domain": cluster.nvlink_domain, "per_node": cluster.gpus_per_node, "gpu_power_w": gpu.power_w},
         "network": cluster.network_gbit_s_per_node * 1e9 / 8.0 / cluster.gpus_per_node,
@@ -116,6 +134,17 @@ def _attended(most_seen: float) -> float:
     """Share of causal attention's work that is left where a token sees at most `most_seen` of the sequence before it: a window of
     w of s tokens leaves s w - w^2 / 2 of s^2 / 2 pairs."""
     return 2.0 * most_seen - most_seen**2
+
+
+def peak_word(precision: str) -> str:
+    """The word by which a GPU's peak is looked up (`GpuType.peak_tflops`) for a job's precision."""
+    return {0: "bf16", 1: "fp8", 2: "fp4", -1: "fp32"}[_precision_code(precision)]
+
+
+def _precision_code(precision: str) -> int:
+    low = precision_code(precision)
+    assert low is not None  # noqa: S101 - check_job refused other words
+    return low
 
 
 def layout_of(values: tuple[int, ...]) -> Layout:
@@ -150,7 +179,7 @@ def _tensor_degrees(job: PlanJob, cluster: GpuCluster, software: Software) -> li
     shared = math.gcd(shape.heads, shape.d_ff, cluster.gpus)
     # Megatron's descendants copy key/value heads where there are fewer than tensor ranks; our engine shares them out.
     shared = math.gcd(shared, shape.key_value_heads) if software.name == "deepspeed-rackray" else shared
-    return [t for t in (1, 2, 4, 8, 16) if t <= most and shared % t == 0]
+    return [t for t in TENSOR if t <= most and shared % t == 0]
 
 
 def context_degrees(job: PlanJob, software: Software, tensor: int) -> list[int]:
@@ -178,14 +207,18 @@ def context_problem(job: PlanJob, software: Software, tensor: int, context: int)
 def _pipelines(job: PlanJob, ranks: int, software: Software) -> Iterator[tuple[int, int]]:
     layers = job.shape.layers
     yield 1, 1
-    for pipeline in range(2, min(layers, ranks, 64) + 1):
-        if ranks % pipeline:
-            continue
-        share = layers // pipeline if layers % pipeline == 0 else (layers + 2) // pipeline if (layers + 2) % pipeline == 0 else 0
+    for pipeline in range(2, min(layers, ranks, MOST_STAGES) + 1):
+        share = 0 if ranks % pipeline else _stage_layers(job, pipeline)
         if share:
             yield pipeline, 1
-            if software.interleaves:
+            if software.interleaves and schedule_of(job.framework) == "1f1b":
                 yield from ((pipeline, v) for v in (2, 4, 5, 10) if v <= share and share % v == 0)
+
+
+def _stage_layers(job: PlanJob, pipeline: int) -> int:
+    """Layers of a stage, embedding and head counted as one each where only so they divide; 0 where they do not."""
+    layers = job.shape.layers
+    return next((count // pipeline for count in (layers, layers + 2) if count % pipeline == 0), 0)
 
 
 def zero_stages(job: PlanJob, ranks: int, pipeline: int) -> tuple[int, ...]:

@@ -246,6 +246,11 @@ def optimizer_bytes(software: Software, low: int, zero: int) -> float:
     return 12.0 if software.fp32_copies and zero in (1, 2) else 8.0
 
 
+def gradient_bytes(software: Software, low: int, in_bf16: bool) -> float:
+    """Bytes of gradients per parameter at the precision code `low`; in bf16 some frameworks sum in fp32 beside."""
+    return 4.0 if low < 0 else software.gradient_bytes + (software.bf16_copy_bytes if in_bf16 else 0.0)
+
+
 def schedule_of(framework: str) -> str:
     """The pipeline schedule a framework's name states: "zb-2p", "zb-1p", "zb-v", "zb-v-half", "zb-v-min"; otherwise "1f1b"."""
     name = framework.lower()

@@ -1,13 +1,19 @@
 """The planner on the command line: data on stdout, one sentence and a way out for bad input."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from model.shape import PRESETS
 from orchestrator import wiring
 from orchestrator.cli.main import run
+from orchestrator.cli.train_plan import why_not
+from orchestrator.domain.layout import Fits
+from orchestrator.planning.parallel.cluster import PlanJob, cluster_by_hand
+from orchestrator.planning.parallel.planner import plan
 
 JOB = Path(__file__).parents[3] / "cluster_specs" / "jobs" / "lm-pipeline.yaml"
 SPEC = Path(__file__).parents[3] / "cluster_specs" / "example-32-dgx.yaml"
@@ -71,6 +77,116 @@ def test_bad_input_is_one_sentence_and_a_way_out(arguments: list[str], says: str
     assert said.out == ""
     assert says in said.err
     assert "way out: " in said.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--failures", "nan"], "nan failures per node and day cannot be"),
+        (["--failures", "1e308"], "failures per node and day cannot be"),
+        (["--failures", "20000"], "keep less than 0.1% of their time"),
+        (["--storage-gb-s", "nan"], "nan GB/s of storage"),
+        (["--restart-min", "inf"], "inf seconds of a restart"),
+        (["--power-cap", "60"], "takes no power cap of 60 W"),
+        (["--spec", str(SPEC)], "--gpu and --spec name two clusters"),
+        (["--nodes", "10000000"], "GPUs are more than any cluster has"),
+        (["--as-written", "--offload"], "judges the job's own layout alone"),
+        (["-o", "terms.svg"], "terms.svg is not the name of a PNG"),
+        (["-o", "/proc/terms.png"], "cannot be written"),
+    ],
+)
+def test_odd_numbers_and_options_are_one_sentence_too(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["train", "plan", str(JOB), "--gpu", "H100", "--nodes", "1", "--preset", "gpt2-1.5b"]
+    assert run([*asked, *arguments]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and says in said.err and "way out: " in said.err
+
+
+def test_an_answer_without_failures_is_json_that_other_readers_take(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["train", "plan", str(JOB), "--gpu", "H100", "--nodes", "1", "--failures", "0"]
+
+    def no_constant(name: str) -> float:
+        raise AssertionError(f"{name} is no JSON")
+
+    for more in ([], ["--as-written", "--gpus-per-node", "4"]):
+        assert run([*asked, *more, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out, parse_constant=no_constant)
+        assert (found["ranked"][0] if "ranked" in found else found)["checkpoint_every_s"] is None
+    assert run(asked) == 0
+    assert "no checkpoint is needed" in capsys.readouterr().out
+
+
+def test_table_explanation_and_json_say_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = [
+        "train",
+        "plan",
+        str(JOB),
+        "--gpu",
+        "H100",
+        "--nodes",
+        "4",
+        "--preset",
+        "gpt2-1.5b",
+        "--precision",
+        "bf16",
+        "--explain",
+    ]
+    assert run([*asked, "--json", "-o", str(tmp_path / "terms.png")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (tmp_path / "terms.png").read_bytes().startswith(b"\x89PNG")
+    best = found["ranked"][0]
+    assert found["fleets"]["4"] == best
+    assert sum(best["memory_parts_bytes"].values()) == pytest.approx(best["memory_bytes"])
+    assert run(asked) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"{found['fitting']} fit, {found['tight']} are tight" in lines[0]
+    totals = [line.split()[1:] for line in lines if line.startswith("total ")]
+    assert totals[0] == [f"{row['step_s']:.3f}" for row in found["ranked"]]
+    assert totals[1] == [f"{row['memory_bytes'] / 2**30:.2f}" for row in found["ranked"]]
+    own = next(line for line in lines if line.startswith("4  ") and f"{best['step_s']:.3f}" in line)
+    assert own.split()[-1] == lines[2].split()[-1]
+
+
+def test_an_unknown_framework_is_planned_and_said_to_be_one(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["train", "plan", str(JOB), "--gpu", "H100", "--nodes", "1", "--framework"]
+    assert run([*asked, "megatorn"]) == 0
+    assert "'megatorn' is none of the frameworks that are known (rackray, " in capsys.readouterr().err
+    assert run([*asked, "NeMo 25.04"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_job_of_fewer_ranks_than_gpus_is_judged_on_the_spec(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["train", "plan", str(JOB), "--spec", str(SPEC), "--as-written", "--explain"]) == 0
+    text = capsys.readouterr().out
+    assert "data 2, pipeline 2" in text and "where the time goes" in text and "memory of the fullest GPU" in text
+    assert run(["train", "plan", str(JOB), "--spec", str(SPEC), "--gpus-per-node", "16"]) == 2
+    assert "dgx-h100 has 8" in capsys.readouterr().err
+
+
+def test_why_not_lines_give_the_reason_that_the_ranking_has() -> None:
+    """By the run's time or energy, not by the step's time alone: disks that are slow to write to may turn the order."""
+    shape = PRESETS["llama-8b"]
+    job = PlanJob(shape=shape, global_sequences=64, sequence_tokens=4096, steps=100, framework="nemo")
+    best = plan(job, cluster_by_hand("H100", 2)).best
+    longer = replace(best, step_s=0.99 * best.step_s, run_s=1.02 * best.run_s, goodput=0.97 * best.goodput)
+    said = why_not(best, longer, "time")
+    assert said.startswith("-1.0% step time, but +2.0% of the run, of which 96.") and "most of it" not in said
+    slower = {**best.terms_s, "data": best.terms_s["data"] + 0.1 * best.step_s}
+    other = replace(best, step_s=1.1 * best.step_s, run_s=1.1 * best.run_s, run_kwh=1.05 * best.run_kwh, terms_s=slower)
+    assert why_not(best, other, "time").startswith("+10.0% step time, most of it data (+")
+    assert why_not(best, other, "energy").startswith("+5.0% energy, +10.0% step time, most of it data (+")
+    assert why_not(best, replace(best, layout=longer.layout), "time") == f"as good: {best.layout}"
+    assert why_not(best, replace(best, fits=Fits.NO), "time").startswith("does not fit: needs ")
+
+
+def test_the_energy_objectives_own_lines_speak_of_energy(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["train", "plan", str(JOB), "--gpu", "H100", "--nodes", "4", "--preset", "gpt2-1.5b", "--precision", "bf16"]
+    assert run([*asked, "--objective", "energy", "--explain"]) == 0
+    lines = capsys.readouterr().out.split("why not the others:")[1].strip().splitlines()
+    assert lines and all("% energy, " in line or "as good: " in line or "fit: needs" in line for line in lines)
+    assert not any("% energy, " in line and line.split(": ")[1].startswith("-") for line in lines)
 
 
 def test_the_jobs_own_layout_is_judged_and_told_what_would_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,6 +268,36 @@ def test_own_progress_logs_become_rows(
     for name, says in (("cmd-1", "runs a command"), ("lm-9", "there is no run lm-9")):
         assert run(["train", "calibrate", name, "--gpu", "CPU"]) == 2
         assert says in capsys.readouterr().err
+
+
+def test_a_calibration_leaves_those_of_other_gpus(tmp_path: Path, own_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = "a,own,{gpu},Megatron-LM,24,1024,16,4096,50257,1024,8,8,8,1,1,1,1,4,32,fp16,{step_s}\n"
+    tables = []
+    for gpu, step_s in (("A100-80G", 0.25), ("H100-80G", 0.15), ("A100-80G", 0.5)):
+        tables.append(tmp_path / f"{len(tables)}.CSV")
+        tables[-1].write_text(HEADER + row.format(gpu=gpu, step_s=step_s), encoding="utf-8")
+    found = []
+    for table in tables:
+        assert run(["train", "calibrate", str(table)]) == 0
+        found.append(json.loads((own_home / "planner.json").read_text(encoding="utf-8"))["factors"]["pace"])
+    said = capsys.readouterr().err
+    assert "kept from earlier calibrations: A100|megatron-core" in said
+    assert set(found[1]) == set(found[2]) == {"A100|megatron-core", "H100|megatron-core"}
+    assert found[1]["A100|megatron-core"] == found[0]["A100|megatron-core"] != found[2]["A100|megatron-core"]
+
+
+def test_runs_of_two_gpus_are_each_held_against_their_own_prediction(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = "a,own,{gpu},Megatron-LM,24,1024,16,4096,50257,1024,8,8,8,1,1,1,1,4,32,fp16,{step_s}\n"
+    table = tmp_path / "two.csv"
+    lines = [row.format(gpu="A100-80G", step_s=0.2)] * 5 + [row.format(gpu="H100-80G", step_s=900)]
+    table.write_text(HEADER + "".join(lines), encoding="utf-8")
+    assert run(["train", "calibrate", str(table)]) == 2
+    assert "times as long as predicted for H100; nothing was calibrated" in capsys.readouterr().err
+
+
+def test_a_folder_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["train", "calibrate", str(tmp_path), "--gpu", "CPU"]) == 2
+    assert "is no run and no CSV file" in capsys.readouterr().err
 
 
 def test_an_old_calibration_is_refused_with_the_way_out(own_home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -75,7 +75,7 @@ def test_plans_are_ranked_by_the_time_of_the_whole_run() -> None:
 
 def test_a_larger_fleet_is_faster_but_keeps_less() -> None:
     cluster = cluster_by_hand("H100", 64)
-    sizes = other_fleets(JOB, cluster)
+    sizes = other_fleets(plan(JOB, cluster))
     assert [nodes for nodes, _ in sizes] == [16, 32, 128, 256]
     kept = [row.goodput for _, row in sizes]
     assert kept == sorted(kept, reverse=True)

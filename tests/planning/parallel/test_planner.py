@@ -10,7 +10,7 @@ from orchestrator.domain.layout import Fits, Layout, Recompute
 from orchestrator.planning.parallel.cluster import PlanJob, cluster_by_hand
 from orchestrator.planning.parallel.evaluate import evaluate
 from orchestrator.planning.parallel.memory import memory_of
-from orchestrator.planning.parallel.planner import plan, predict
+from orchestrator.planning.parallel.planner import other_fleets, plan, predict
 from orchestrator.planning.parallel.power import clock_share
 from orchestrator.planning.parallel.search import Limits, cases_of, layouts_of
 from orchestrator.planning.parallel.sizes import model_parameters, stages_of
@@ -209,3 +209,135 @@ def test_a_question_about_sixteen_thousand_gpus_considers_every_layout_that_divi
     found = plan(a_job("llama-405b", batch=16_384, tokens=8192), cluster_by_hand("H100", 2048))
     assert found.considered > 1000
     assert all(row.layout.gpus == 16_384 for row in found.ranked)
+
+
+def test_the_energy_of_small_and_half_empty_machines_never_falls_with_work() -> None:
+    """A node of one small GPU idles below what it draws at most; a spec's machine may idle above three quarters of its rating."""
+    for name in ("CPU", "L4", "H100", "B100"):
+        for each in (1, 2, 8):
+            cluster = cluster_by_hand(name, 2, each)
+            assert 0.0 < cluster.node_idle_w < 0.76 * cluster.node_max_w
+    lazy = replace(cluster_by_hand("H100", 2), node_idle_w=9000.0)
+    assert predict(a_job(), lazy, Layout(data=16)).node_power_w == 9000.0
+
+
+def test_mfu_is_of_the_data_sheets_peak_whatever_the_power_cap() -> None:
+    free, layout = cluster_by_hand("H100", 2), Layout(data=16)
+    plain, slow = (predict(a_job(), on, layout) for on in (free, replace(free, gpu_power_cap_w=350.0)))
+    assert slow.mfu / plain.mfu == pytest.approx(plain.step_s / slow.step_s)
+
+
+def test_parts_of_memory_add_up_to_all_of_it() -> None:
+    for found in plan(a_job(framework="rackray"), cluster_by_hand("H100", 4), keep=8).ranked:
+        assert sum(found.memory_parts_bytes.values()) == pytest.approx(found.memory_bytes)
+
+
+def test_a_plan_for_energy_takes_the_layout_of_least_energy_not_the_fastest() -> None:
+    job, cluster = a_job("llama-70b", framework="nemo"), replace(cluster_by_hand("H100", 16), gpu_power_cap_w=490.0)
+    by_time, by_energy = plan(job, cluster, keep=100), plan(job, cluster, keep=5, objective="energy")
+    assert by_energy.best.run_kwh == pytest.approx(min(found.run_kwh for found in by_time.ranked), rel=1e-3)
+    assert by_energy.best.run_kwh < by_time.best.run_kwh
+    assert [f.run_kwh for f in by_energy.ranked] == sorted(f.run_kwh for f in by_energy.ranked)
+    assert all(o.run_kwh >= by_energy.best.run_kwh * (1 - 1e-3) for _, o in by_energy.alternatives if o.fits is Fits.YES)
+
+
+def test_fleets_of_other_sizes_are_planned_within_the_same_limits() -> None:
+    """Only with the optimizer on the host does this model fit half the nodes."""
+    job, cluster = a_job("llama-70b", framework="rackray", batch=64, tokens=1024), cluster_by_hand("V100-16G", 8)
+    sizes = dict(other_fleets(plan(job, cluster, Limits(offload=(False, True)))))
+    assert sizes[4].layout.offload
+    with pytest.raises(BadInput, match="no layout of this model fits"):
+        plan(job, replace(cluster, nodes=4))
+
+
+def test_where_layouts_are_tight_the_others_are_of_the_same_kind() -> None:
+    job = a_job("llama-70b", framework="rackray", batch=64, tokens=1024)
+    found = plan(job, cluster_by_hand("A100-80G", 2))
+    assert found.best.fits is Fits.TIGHT
+    assert any(other.fits is Fits.TIGHT and other.run_s > found.best.run_s for _, other in found.alternatives)
+    assert all(other.run_s >= found.best.run_s * (1 - 1e-3) for _, other in found.alternatives if other.fits is Fits.TIGHT)
+
+
+def test_what_bf16_adds_to_a_frameworks_gradients_counts_in_a_plan() -> None:
+    layout, cluster = Layout(data=16, recompute=Recompute.FULL), cluster_by_hand("A100", 2)
+    bf16, fp16 = (
+        predict(replace(a_job("gpt2-1.5b", framework="megatron-deepspeed", tokens=1024), precision=word), cluster, layout)
+        for word in ("bf16", "fp16")
+    )
+    more = bf16.memory_parts_bytes["state"] - fp16.memory_parts_bytes["state"]
+    assert more == pytest.approx(4.0 * PRESETS["gpt2-1.5b"].parameters().total, rel=1e-3)
+
+
+def test_a_zero_bubble_framework_is_planned_with_its_own_schedule() -> None:
+    cluster, layout = cluster_by_hand("A100", 4), Layout(data=4, pipeline=8)
+    shape = replace(PRESETS["gpt3-175b"], layers=24, d_model=2304, heads=24, d_ff=9216)
+    job = PlanJob(shape=shape, global_sequences=128, sequence_tokens=1024, steps=1, framework="Megatron-LM fork 1F1B")
+    plain, zero_bubble = (predict(replace(job, framework=name), cluster, layout) for name in (job.framework, "ZB-2p"))
+    assert zero_bubble.terms_s["bubble"] < plain.terms_s["bubble"]
+    assert zero_bubble.memory_parts_bytes["activations"] > 1.5 * plain.memory_parts_bytes["activations"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"failures_per_node_day": float("nan")}, "nan failures per node and day cannot be"),
+        ({"failures_per_node_day": -1.0}, "-1 failures"),
+        ({"failures_per_node_day": 1e308}, "1e.308 failures"),
+        ({"failures_per_node_day": 5000.0}, "2 nodes that fail every 8.64 s and take 600 s to restart keep less than 0.1%"),
+        ({"restart_s": float("inf")}, "inf seconds of a restart"),
+        ({"storage_gb_s_per_node": 0.0}, "0 GB/s of storage"),
+        ({"network_gbit_s_per_node": float("nan")}, "nan Gbit/s"),
+        ({"gpu_power_cap_w": 60.0}, "takes no power cap of 60 W"),
+        ({"gpu_power_cap_w": 900.0}, "takes no power cap of 900 W"),
+        ({"nodes": 2_000_000}, "16,000,000 GPUs are more than"),
+    ],
+)
+def test_numbers_that_no_cluster_has_are_refused_in_one_sentence(changed: dict[str, float], says: str) -> None:
+    cluster = replace(cluster_by_hand("H100", 2), **changed)  # type: ignore[arg-type]
+    for ask in (lambda: plan(a_job(), cluster), lambda: predict(a_job(), cluster, Layout(data=cluster.gpus))):
+        with pytest.raises(BadInput, match=says) as refused:
+            ask()
+        assert refused.value.hint
+
+
+def test_a_fleet_that_never_fails_has_no_checkpoint_interval() -> None:
+    found = predict(a_job(), replace(cluster_by_hand("H100", 2), failures_per_node_day=0.0), Layout(data=16))
+    assert found.checkpoint_every_s is None
+
+
+@pytest.mark.parametrize("framework", ["rackray", "megatron-core"])
+def test_sequences_longer_than_the_models_positions_are_refused(framework: str) -> None:
+    with pytest.raises(BadInput, match="4096 tokens are asked for and the model has 1024 positions"):
+        plan(a_job("gpt2-1.5b", framework=framework, tokens=4096), cluster_by_hand("H100", 1))
+    longer = a_job("llama-8b", framework=framework, tokens=16_384)
+    if framework == "rackray":  # rotary positions could go on; our engine lets them not
+        with pytest.raises(BadInput, match="the model has 8192 positions"):
+            plan(longer, cluster_by_hand("H100", 4))
+    else:
+        assert plan(longer, cluster_by_hand("H100", 4)).ranked
+
+
+@pytest.mark.parametrize(
+    ("framework", "layout", "says"),
+    [
+        ("megatron-core", Layout(data=16, zero=3), "megatron-core has no ZeRO-3"),
+        ("rackray", Layout(data=2, pipeline=8, virtual_stages=2), "no interleaved stages"),
+        ("megatron-core", Layout(data=16, virtual_stages=2), "one stage has nothing to interleave"),
+        ("deepspeed", Layout(data=16, zero=0, offload=True), "ZeRO-0 keeps the optimizer's state"),
+        ("torchtitan", Layout(data=16, offload=True), "no optimizer in the host's memory"),
+        ("rackray", Layout(data=1, tensor=16), "8 key/value heads and d_ff 14336 do not divide by tensor 16"),
+        ("rackray", Layout(data=-4, pipeline=-4), "a degree of -4 is none"),
+        ("rackray", Layout(data=16, micro_sequences=0), "a degree of 0 is none"),
+    ],
+)
+def test_what_a_framework_cannot_do_is_refused(framework: str, layout: Layout, says: str) -> None:
+    with pytest.raises(BadInput, match=says) as refused:
+        predict(a_job(framework=framework), cluster_by_hand("H100", 2), layout)
+    assert refused.value.hint
+
+
+def test_the_nearest_number_of_nodes_is_found_among_millions() -> None:
+    with pytest.raises(BadInput) as refused:
+        plan(a_job(batch=1024, framework="rackray"), cluster_by_hand("H100", 1_000_003))
+    nodes = int(refused.value.hint.split(", or ")[1].split()[0])
+    assert plan(a_job(batch=1024, framework="rackray"), cluster_by_hand("H100", nodes)).ranked

@@ -15,10 +15,10 @@ from orchestrator.planning.parallel.rows import inputs_of_job, layout_of_job
 from orchestrator.planning.parallel.search import Limits, cases_of, layouts_of
 from orchestrator.planning.parallel.validation import FITTED
 
-LONG = PlanJob(shape=PRESETS["llama-8b"], global_sequences=32, sequence_tokens=65_536, steps=100)
+LONG = PlanJob(shape=replace(PRESETS["llama-8b"], positions=65_536), global_sequences=32, sequence_tokens=65_536, steps=100)
 JOB = {
     "name": "long",
-    "model": {"layers": 4, "d_model": 64, "heads": 8, "d_ff": 256, "vocabulary": 512},
+    "model": {"layers": 4, "d_model": 64, "heads": 8, "d_ff": 256, "vocabulary": 512, "positions": 1024},
     "batch": {"global_sequences": 8, "micro_sequences": 1, "sequence_tokens": 1024},
     "layout": {"data": 2, "tensor": 2, "sequence": 4, "zero": 1},
 }
