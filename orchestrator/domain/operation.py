@@ -32,7 +32,7 @@ class Action(StrEnum):
     """args -> component, image_uri, version. facts <- task (URI on the same BMC; empty if it names none), component, version."""
     BMC_TASK = "bmc.task"
     """args -> task. facts <- task, state, status, percent, messages, needs_reset (what was installed takes effect once the
-    host is reset); a vanished task has state "Vanished"."""
+    host is reset), is_scheduled (nothing is installed before the host is reset); a vanished task has state "Vanished"."""
     BMC_TASKS = "bmc.tasks"
     """List the update tasks the BMC still remembers. facts <- tasks: [{"task", "name", "state", "percent"}], newest last;
     listed (false where the BMC lists no tasks at all, so that an empty list says nothing)."""

@@ -17,6 +17,9 @@ VANISHED = "Vanished"
 MOST_MESSAGES = 20
 RESET_MESSAGES = frozenset({"ResetRequired", "ResetRecommended", "AwaitToActivate", "SystemResetRequired"})
 """Ids that mean "installed, and not in effect yet": of DMTF's Base and Update registries, the last one of HPE's."""
+SCHEDULED_MESSAGE, SCHEDULED_JOB = "JCP001", "Scheduled"
+"""What an iDRAC says of an update that it installs when the host is reset next, not before: `Oem.Dell` of its task, DellJob."""
+ENDED = ("Completed", "Exception", "Killed", "Cancelled")
 _RESET, _HOST = r"(?:reset|re-?boot|re-?start|power[- ]?cycl\w*)", r"(?:host|system|server|machine)"
 HOST_RESET = re.compile(rf"\b{_RESET}\w*\b[^.]*\b{_HOST}\b|\b{_HOST}\b[^.]*\b{_RESET}", re.IGNORECASE)
 """The same in vendors' own words: "reset the host to apply it", "a system reboot is required"."""
@@ -63,11 +66,12 @@ def start_update(session: RedfishSession, component: str, image_uri: str, versio
 
 
 def look_at_task(session: RedfishSession, uri: str) -> dict[str, Any]:
-    """task, state, status, percent, messages, needs_reset. The URI may be a task's or a task monitor's."""
+    """task, state, status, percent, messages, needs_reset, is_scheduled. The URI may be a task's or a task monitor's."""
     answer = session.find(uri)
     if answer is None:
         gone = f"the BMC at {session.client.where} does not know this task any more"
-        return {"task": uri, "state": VANISHED, "status": None, "percent": None, "messages": [gone], "needs_reset": False}
+        nothing = {"status": None, "percent": None, "needs_reset": False, "is_scheduled": False}
+        return {"task": uri, "state": VANISHED, "messages": [gone], **nothing}
     state = text(answer.body, "TaskState")
     if state is None:
         # A monitor answers 202 while the work runs and the work's own answer when it has ended (DSP0266, "Asynchronous").
@@ -79,6 +83,7 @@ def look_at_task(session: RedfishSession, uri: str) -> dict[str, Any]:
         "percent": number(answer.body, "PercentComplete"),
         "messages": _messages(answer.body),
         "needs_reset": _needs_reset(answer.body),
+        "is_scheduled": state not in ENDED and _is_scheduled(answer.body, state),
     }
 
 
@@ -186,3 +191,11 @@ def _needs_reset(body: Mapping[str, Any]) -> bool:
         if HOST_RESET.search(str(info.get("Message") or "")):
             return True
     return False
+
+
+def _is_scheduled(body: Mapping[str, Any], state: str) -> bool:
+    """Whether the update only begins once the host is reset: said by an iDRAC's job, or by a pending task in its own words."""
+    if job := text(inner(body, "Oem", "Dell"), "JobState"):
+        return job == SCHEDULED_JOB
+    ids = (str(info.get("MessageId") or "") for info in _infos(body))
+    return any(each.rpartition(".")[2] == SCHEDULED_MESSAGE for each in ids) or (state == "Pending" and _needs_reset(body))

@@ -60,6 +60,9 @@ FAULTS: Mapping[str, FaultKind] = MappingProxyType(
         "update_needs_reset": FaultKind(
             "an update says Completed; the version changes at the next boot", {"part": Argument(str, "")}
         ),
+        "update_scheduled": FaultKind(
+            "an update begins only when the host boots next, as an iDRAC's scheduled jobs do", {"part": Argument(str, "")}
+        ),
         "update_stuck": FaultKind("every update stays Running for ever", {"part": Argument(str, "")}),
         "bmc_restarts_after_update": FaultKind(
             "the BMC refuses connections for a while after each update", {"seconds": Argument(float, 2.0)}

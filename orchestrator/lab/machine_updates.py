@@ -27,6 +27,8 @@ class TaskState(StrEnum):
 
     NEW = "New"
     """Accepted; nothing has been written."""
+    PENDING = "Pending"
+    """It waits for something; nothing has been written."""
     RUNNING = "Running"
     COMPLETED = "Completed"
     """The BMC says it is done. Whether the version changed is another question."""
@@ -53,6 +55,8 @@ class UpdateTask:
     message: str = "The update was accepted."
     ended_s: float | None = None
     needs_reset: bool = False
+    is_scheduled: bool = False
+    """It begins when the host boots next."""
 
 
 @dataclass(slots=True)
@@ -62,6 +66,8 @@ class _Job:
     task: UpdateTask
     outcome: Callable[[UpdateTask, float], UpdateTask]
     ends_s: float
+    begun_s: float | None = None
+    """When a scheduled update began; the others begin when they are accepted."""
 
 
 @dataclass(slots=True)
@@ -166,6 +172,8 @@ class Updates:
     def advance(self, now_s: float) -> None:
         """Bring every open task to what it is at `now_s`."""
         for job in self._open_jobs():
+            if job.task.is_scheduled:
+                continue
             if now_s >= job.ends_s:
                 self._end(job, job.outcome(job.task, job.ends_s))
             else:
@@ -176,17 +184,21 @@ class Updates:
         self.advance(now_s)
         for job in self._open_jobs():
             installed = self._installed.get(job.task.part_id)
-            if installed is None or installed.part.on_standby_power:
+            if installed is None or job.task.is_scheduled or installed.part.on_standby_power:
                 continue
             installed.is_broken = True
             text = f"host power was lost at {job.task.percent} %; {job.task.part_id} must be updated again"
             self._end(job, self._failed(job.task, now_s, text))
 
     def host_booted(self, now_s: float) -> None:
-        """Versions that waited for a reset take effect."""
+        """Versions that waited for a reset take effect; updates that waited for one begin."""
         for part_id, installed in self._installed.items():
             if installed.pending_version is not None:
                 self._install(part_id, installed.pending_version, now_s)
+        for job in self._open_jobs():
+            if job.task.is_scheduled:
+                job.task, job.begun_s = replace(job.task, is_scheduled=False), now_s
+                job.ends_s = now_s + self._update_s
 
     def _open_jobs(self) -> tuple[_Job, ...]:
         return tuple(self._open.values())
@@ -224,12 +236,15 @@ class Updates:
             return _Job(task, self._completed, now_s + self._update_s)
         if self._faults.concerning_part("update_needs_reset", task.part_id):
             return _Job(task, self._staged, now_s + self._update_s)
+        if self._faults.concerning_part("update_scheduled", task.part_id):
+            waiting = replace(task, state=TaskState.PENDING, message="Task successfully scheduled.", is_scheduled=True)
+            return _Job(waiting, self._written, float("inf"))
         return _Job(task, self._written, now_s + self._update_s)
 
     def _under_way(self, job: _Job, now_s: float) -> UpdateTask:
-        share = (now_s - job.task.started_s) / self._update_s
+        share = (now_s - (job.task.started_s if job.begun_s is None else job.begun_s)) / self._update_s
         if share < NEW_SHARE_OF_UPDATE:
-            return job.task
+            return replace(job.task, state=TaskState.NEW)
         percent = min(99, int(100 * share))
         return replace(
             job.task,

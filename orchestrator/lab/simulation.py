@@ -332,6 +332,7 @@ class SimulatedNode:
                 "percent": None,
                 "messages": [],
                 "needs_reset": False,
+                "is_scheduled": False,
             }
         return {
             "task": args["task"],
@@ -340,6 +341,7 @@ class SimulatedNode:
             "percent": task.percent,
             "messages": [task.message],
             "needs_reset": task.needs_reset,
+            "is_scheduled": task.is_scheduled,
         }
 
     def tasks(self, args: Mapping[str, Any]) -> Mapping[str, Any]:

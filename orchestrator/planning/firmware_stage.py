@@ -16,6 +16,9 @@ from orchestrator.planning.node_context import POWER_SETTLES_S, Context
 
 FLUSH_S = 60.0
 """How long after the playbook a host may be switched off: Linux writes what it holds after 30 s (vm.dirty_expire_centisecs)."""
+SCHEDULED_S = 60.0
+"""From so long after it was accepted on an update counts as waiting for a reset of the host, where its task says that it does:
+until then it may begin by itself. So long after that reset, with its system up, it has to have begun."""
 AT_WORK = ("New", "Starting", "Running", "Pending")
 """States of a BMC's task that has not ended."""
 
@@ -66,12 +69,18 @@ def _start_update(context: Context, component: str, because: str) -> Decision:
     )
 
 
-def _at_work(context: Context, because: str) -> Decision | None:
-    """What comes before anything that must not meet an update under way; None once the BMC, asked anew, has none."""
-    listed = context.record.fact(Action.BMC_TASKS)
-    if listed is None or context.record.fact_at_s(Action.BMC_TASKS) <= context.record.fact_at_s(Action.BMC_FIRMWARE):
+def _at_work(context: Context, because: str, scheduled: str = "") -> Decision | None:
+    """What comes before anything that must not meet an update under way; None once the BMC, asked anew, has none.
+
+    `scheduled` is the task that is known to wait for the host's reset.
+    """
+    record, listed = context.record, context.record.fact(Action.BMC_TASKS)
+    changed_s = max(record.fact_at_s(Action.BMC_FIRMWARE), record.fact_at_s(Action.BMC_UPDATE))
+    if listed is None or record.fact_at_s(Action.BMC_TASKS) <= changed_s:
         return context.step(Action.BMC_TASKS, f"{because}: is an update running already?")
-    busy = [task for task in listed["tasks"] if task["state"] in AT_WORK]
+    # A task and its monitor have different addresses and the same last part.
+    ours = scheduled.rpartition("/")[2]
+    busy = [task for task in listed["tasks"] if task["state"] in AT_WORK and task["task"].rpartition("/")[2] != ours]
     return context.look_again(Action.BMC_TASKS, f"{because}: waiting for the BMC's own task {busy[-1]['task']}") if busy else None
 
 
@@ -83,21 +92,22 @@ def _not_in_effect(context: Context, flashed: ComponentVerdict) -> Decision:
     if was_reset and power_s < record.fact_at_s(Action.SSH_IDENTIFY) < record.fact_at_s(Action.BMC_FIRMWARE):
         return context.quarantine(f"the update of {flashed.name} ended and the host was reset, but {_deviation(flashed)}")
     if task.get("needs_reset") and not record.is_equipment:
-        return _reset_host(context, f"{flashed.name} takes effect when the host is reset")
+        not_yet = _reset_host(context, f"{flashed.name} takes effect when the host is reset")
+        return not_yet or context.step(Action.BMC_FIRMWARE, "the host was reset: read the version back")
     because = f"the update of {flashed.name} ended, but {_deviation(flashed)}"
     ending = "; ".join(task.get("messages") or ())
     return context.quarantine(because + (f"; its task said: {ending}" if ending else ""))
 
 
-def _reset_host(context: Context, because: str) -> Decision:
-    """Off, on, and its system up again: two power commands, each admitted like any other, and then the version is read.
+def _reset_host(context: Context, because: str, scheduled: str = "") -> Decision | None:
+    """Off, on, and its system up again: two power commands, each admitted like any other. None once that is so.
 
     Not `ForceRestart`: it leaves no power state behind by which a lost answer could be settled.
     """
     record, power_s = context.record, context.record.fact_at_s(Action.BMC_POWER)
     reset = (record.fact(Action.BMC_POWER) or {}).get("reset") if power_s > record.fact_at_s(Action.BMC_UPDATE) else None
     if reset is None:
-        if not_yet := _at_work(context, because):
+        if not_yet := _at_work(context, because, scheduled):
             return not_yet
         flushed_s = record.fact_at_s(Action.PLAYBOOK) + FLUSH_S
         if context.now_s < flushed_s:
@@ -113,7 +123,7 @@ def _reset_host(context: Context, because: str) -> Decision:
     system = record.fact(Action.SSH_IDENTIFY)
     if system is None or record.fact_at_s(Action.SSH_IDENTIFY) <= power_s:
         return context.step(Action.SSH_IDENTIFY, "the host was reset: is its system up again?")
-    return context.another_system(system) or context.step(Action.BMC_FIRMWARE, "the host was reset: read the version back")
+    return context.another_system(system)
 
 
 def _follow_update(context: Context, update: Mapping[str, Any]) -> Decision:
@@ -127,6 +137,21 @@ def _follow_update(context: Context, update: Mapping[str, Any]) -> Decision:
     if task["state"] in ("Exception", "Killed", "Cancelled"):
         messages = "; ".join(task.get("messages") or ()) or "no message"
         return context.quarantine(f"the update of {update['component']} to {update['version']} failed: {messages}")
+    if task.get("is_scheduled") and not record.is_equipment and (decision := _begin_scheduled(context, update)):
+        return decision
     percent = task.get("percent")
     said = f"{task['state']}" + (f" {percent}%" if percent is not None else "")
     return context.look_again(Action.BMC_TASK, f"update of {update['component']}: {said}", task=update["task"])
+
+
+def _begin_scheduled(context: Context, update: Mapping[str, Any]) -> Decision | None:
+    """The reset of the host that a scheduled update waits for, once; None while its task is to be looked at."""
+    record, component = context.record, update["component"]
+    updated_s, looked_s = record.fact_at_s(Action.BMC_UPDATE), record.fact_at_s(Action.BMC_TASK)
+    if looked_s < updated_s + SCHEDULED_S:
+        return None
+    if not_yet := _reset_host(context, f"the update of {component} is scheduled for the host's next reset", update["task"]):
+        return not_yet
+    if looked_s > record.fact_at_s(Action.SSH_IDENTIFY) + SCHEDULED_S:
+        return context.quarantine(f"the host was reset, but the update of {component} that waits for it has not begun")
+    return None

@@ -4,11 +4,13 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from orchestrator.domain.deadline import within
 from orchestrator.domain.errors import AnswerLost, IdentityMismatch, PeerRefused, PeerUnreachable
+from orchestrator.drivers.redfish_updates import _is_scheduled
 from tests.drivers.redfish_oddities import RESET, ROOT, SESSIONS, SYSTEM, OddBmc, Reply, Seen, link, sound_tree
 
 INVENTORY = "/redfish/v1/UpdateService/FirmwareInventory"
@@ -301,3 +303,23 @@ def test_a_bmc_with_fixed_slots_gets_our_account_in_an_empty_one(odd: OddBmc) ->
     assert slots["2"]["Password"] == ours
     assert slots["3"] == {"UserName": "rackray", "Password": ours, "RoleId": "Administrator", "Enabled": True}
     bmc.close()
+
+
+@pytest.mark.parametrize(
+    ("body", "is_scheduled"),
+    [
+        ({"TaskState": "Starting", "Oem": {"Dell": {"JobState": "Scheduled"}}}, True),
+        (
+            {"TaskState": "Starting", "Messages": [{"MessageId": "IDRAC.2.8.JCP001", "Message": "Task successfully scheduled."}]},
+            True,
+        ),
+        ({"TaskState": "Starting", "Messages": [{"MessageId": "JCP001"}]}, True),
+        ({"TaskState": "Pending", "Messages": [{"Message": "Downloaded. A system reboot is required to install it."}]}, True),
+        ({"TaskState": "Pending", "Messages": [{"Message": "Waiting for another update."}]}, False),
+        ({"TaskState": "Pending"}, False),
+        ({"TaskState": "Running", "Messages": [{"MessageId": "JCP001"}], "Oem": {"Dell": {"JobState": "Running"}}}, False),
+        ({"TaskState": "Starting", "Oem": {"Dell": "Scheduled"}, "Messages": {"MessageId": 7}}, False),
+    ],
+)
+def test_a_job_that_waits_for_a_reset_is_known_by_its_own_words_alone(body: dict[str, Any], is_scheduled: bool) -> None:
+    assert _is_scheduled(body, body["TaskState"]) is is_scheduled

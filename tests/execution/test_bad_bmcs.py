@@ -33,3 +33,21 @@ def test_a_bmc_that_comes_back_or_tells_old_news_costs_time_and_no_node(tmp_path
     updated = [deed.node for deed in site.deeds if deed.action is Action.BMC_UPDATE]
     assert sorted(updated) == sorted(states), "an update was begun twice, or never"
     controller.close()
+
+
+def test_updates_that_only_a_reset_of_the_host_begins_get_one_each_and_cost_no_node(tmp_path: Path) -> None:
+    spec = lab_4().model_copy(update={"lab": None})
+    spec = spec.model_copy(update={"rollout": spec.rollout.model_copy(update={"stage_limit_s": 1200.0, "poll_s": 2.0})})
+    site = SimulatedSite(spec, seed=3, profile=FaultProfile(times=TIMES, stale_firmware=1.0))
+    for node in site.nodes.values():
+        node.machine.fault("update_scheduled", site.now_s)
+    journal = Journal(f"sqlite:///{tmp_path}/state.db")
+    journal.request(apply_request(spec))
+    controller = a_controller(journal, SimulatedHands(site), VirtualClock(site), tmp_path)
+    controller.run(everything_settled)
+    records = controller.state.nodes
+    assert {record.state for record in records.values()} == {NodeState.READY}, {n: r.because for n, r in records.items()}
+    resets = [(deed.node, deed.args["reset"]) for deed in site.deeds if deed.action is Action.BMC_POWER]
+    assert {resets.count((name, "ForceOff")) for name in records} == {1}, "the reset that its update waits for"
+    assert sorted(deed.node for deed in site.deeds if deed.action is Action.BMC_UPDATE) == sorted(records)
+    controller.close()

@@ -153,6 +153,19 @@ def test_a_staged_update_takes_effect_at_the_next_boot() -> None:
     assert (version(machine, "NIC1", 29.0), version(machine, "NIC1", 30.0)) == ("28.36", "28.39")
 
 
+def test_a_scheduled_update_begins_at_the_next_boot_and_losing_power_before_does_not_break_it() -> None:
+    machine = a_machine()
+    machine.fault("update_scheduled", 0.0, part="NIC1")
+    machine.reset("On", 0.0)
+    machine.start_update(NIC_IMAGE, 20.0)
+    assert (task_of(machine, 500.0), version(machine, "NIC1", 500.0)) == ((TaskState.PENDING, 0), "28.36")
+    machine.reset("ForceOff", 510.0)
+    machine.reset("On", 520.0)
+    state, percent = task_of(machine, 535.0)
+    assert state is TaskState.RUNNING and 0 < percent < 99
+    assert (task_of(machine, 560.0), version(machine, "NIC1", 560.0)) == ((TaskState.COMPLETED, 100), "28.39")
+
+
 def test_a_stuck_update_runs_for_ever() -> None:
     machine = a_machine()
     machine.fault("update_stuck", 0.0)

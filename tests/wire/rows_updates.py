@@ -60,6 +60,17 @@ UPDATES_AND_POWER: tuple[Fault, ...] = (
         because="only the version read back counts",
     ),
     Fault(
+        "F74",
+        "a job scheduled for the host's next reset (iDRAC)",
+        "lab fault `update_scheduled`",
+        TASK,
+        update("update_scheduled", lambda task: task["state"] == "Pending"),
+        shows=lambda facts: facts["is_scheduled"] and not facts["needs_reset"],
+        answered="is_scheduled: by the job's state or the message's id; after a minute the host is switched off and on, once",
+        then=Then.WATCH,
+        because="update of NIC1: Pending",
+    ),
+    Fault(
         "F95",
         "an image that does not verify",
         "lab fault `update_fails`",

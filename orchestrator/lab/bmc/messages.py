@@ -152,6 +152,7 @@ MESSAGES: Mapping[str, _Text] = {
         "Perform the requested action to advance the update operation.",
         registry=UPDATE,
     ),
+    "JCP001": _Text("OK", "Task successfully scheduled.", registry="IDRAC.2.8"),
     "ApplyFailed": _Text("Critical", "Installation of image '%1' to '%2' failed.", registry=UPDATE),
 }
 

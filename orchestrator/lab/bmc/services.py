@@ -238,6 +238,8 @@ def render_task(bmc: Bmc, found: UpdateTask) -> Json:
         StartTime=bmc.timestamp(found.started_s),
         Messages=[task_message(found)],
     )
+    if found.is_scheduled:
+        body["Oem"] = {"Dell": {"JobState": "Scheduled", "JobType": "FirmwareUpdate", "PercentComplete": 0}}
     if found.ended_s is None:
         body["TaskMonitor"] = f"{ROOT}{MONITORS}/{found.id}"
     else:
@@ -253,6 +255,8 @@ def task_message(found: UpdateTask) -> Json:
             return message("ApplyFailed", found.image_uri, device, resolution=found.message)
         case TaskState.COMPLETED if found.needs_reset:
             return message("AwaitToActivate", found.image_uri, device, resolution=found.message)
+        case TaskState.PENDING:
+            return message("JCP001", resolution="Reset the host: the update begins then.")
         case TaskState.COMPLETED:
             return message("UpdateSuccessful", device, found.image_uri, resolution=found.message)
         case _:
