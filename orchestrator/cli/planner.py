@@ -8,6 +8,7 @@ import click
 from orchestrator import wiring
 from orchestrator.cli.groups import CommandGroup
 from orchestrator.cli.output import FILE, print_json, print_table
+from orchestrator.domain.errors import BadInput
 from orchestrator.domain.run_row import RunRow
 from orchestrator.planning.parallel.calibration import HeldBack, held_back
 from orchestrator.planning.parallel.leave_out import WAYS, LeftOut
@@ -111,7 +112,13 @@ def _tell_own(own: list[HeldBack]) -> None:
 
 
 def _read(paths: tuple[Path, ...]) -> list[RunRow]:
-    return [row for path in paths for row in wiring.read_run_rows(path)]
+    """The rows of all files. Raises BadInput where files are given and none of them has a row."""
+    rows = [row for path in paths for row in wiring.read_run_rows(path)]
+    if paths and not rows:
+        raise BadInput(
+            f"there is no run in {', '.join(map(str, paths))}", "write one run per line below the line that names the columns"
+        )
+    return rows
 
 
 def _draw(done: Refit, folder: Path) -> None:

@@ -27,9 +27,10 @@ def read_run_rows(path: Path) -> tuple[RunRow, ...]:
             reader = csv.DictReader(file)
             missing = [name for name in REQUIRED_COLUMNS if name not in (reader.fieldnames or ())]
             if missing:
-                raise BadInput(
-                    f"{path}: the column {missing[0]} is missing", f"the first line names the columns; needed: {REQUIRED_COLUMNS}"
-                )
+                empty = "" if reader.fieldnames else "is empty and "
+                words = f"{path} {empty}has no column {' and no column '.join(missing)}"
+                needed = " and ".join(REQUIRED_COLUMNS)
+                raise BadInput(words, f"the first line names the columns, with commas between; needed at least: {needed}")
             return tuple(_row(number, cells) for number, cells in enumerate(reader, start=2))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else error
@@ -53,7 +54,7 @@ def _row(line: int, cells: Mapping[str | None, str | list[str] | None]) -> RunRo
         **whole,
     )
     measured = RunMeasured(
-        step_s=_positive(text.get("step_time_s", "")),
+        step_s=_seconds(text.get("step_time_s", "")),
         tokens_per_s_per_gpu=_positive(text.get("tokens_per_s_per_gpu", "")),
         memory_gb=_positive(text.get("mem_gb_per_gpu", "")),
         memory_kind=text.get("mem_kind", ""),
@@ -71,6 +72,8 @@ def _number(text: str) -> float | None:
     return value if math.isfinite(value) and abs(value) < LARGEST else None
 
 
+LEAST_S, MOST_S = 1e-6, 1e7
+"""Seconds: no step of a training run is shorter than a kernel's launch or longer than a season."""
 LARGEST = 1e30
 """No quantity of a training run is larger; beyond it sums of squares leave the range of floating-point numbers."""
 
@@ -78,6 +81,11 @@ LARGEST = 1e30
 def _positive(text: str) -> float | None:
     value = _number(text)
     return value if value is not None and value > 1.0 / LARGEST else None
+
+
+def _seconds(text: str) -> float | None:
+    value = _number(text)
+    return value if value is not None and LEAST_S <= value <= MOST_S else None
 
 
 def _integer(text: str) -> int | None:

@@ -4,7 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
+from orchestrator.domain.errors import BadInput
 from orchestrator.domain.run_row import RunRow
 from orchestrator.planning.parallel.cases import Floats
 from orchestrator.planning.parallel.constants import Table, resolve
@@ -68,9 +70,13 @@ class Refit:
 
 
 def refit(rows: Iterable[RunRow], ways: Sequence[str] = NEEDED) -> Refit:
-    """Fit constants of time and memory on all rows, and intervals on rows held back; `ways` of `leave_out.WAYS` are told of."""
+    """Fit constants of time and memory on all rows, and intervals on rows held back; `ways` of `leave_out.WAYS` are told of.
+
+    Raises BadInput for rows of which none can be held back from the others.
+    """
     study = study_of(rows)
     fold = folds_of(study.rows)
+    _check_enough(study, fold)
     memory = fit_memory(study).table
     log_memory = held_back_memory_errors(study, fold)
     log_step = held_back_errors(study, memory, fold)
@@ -85,6 +91,22 @@ def refit(rows: Iterable[RunRow], ways: Sequence[str] = NEEDED) -> Refit:
     strangers = np.log(UNKNOWN_MEMORY)
     memory_intervals = quantiles_of((log_memory,), study.cases, strangers, strangers, ~study.guessed)
     return Refit(study, Tables(table, memory, step_intervals, memory_intervals, surface), log_step, log_memory, left_out)
+
+
+def _check_enough(study: Study, fold: NDArray[np.intp]) -> None:
+    """Raises BadInput where a fold would be predicted from no row at all: of step times or of memory, or of another GPU or
+    framework."""
+    names = {"step time": study.step_s, "memory": study.memory_bytes} if len(study) else {}
+    usable = {name: np.isfinite(values) & ~study.guessed for name, values in names.items()}
+    kinds = [len(set(keys)) for keys in (study.cases.families, study.cases.softwares)] if len(study) else [0]
+    folds = [len(set(fold[chosen].tolist())) for chosen in usable.values()]
+    if min(kinds) < 2 or min(folds) < 2:
+        counts = " and ".join(f"{int(chosen.sum())} with a measured {name}" for name, chosen in usable.items()) or "none in scope"
+        raise BadInput(
+            f"{len(study.rows) + len(study.left_out)} rows, {counts}, are too few for a fit of all constants",
+            "give rows of several configurations, GPUs and frameworks with step_time_s and mem_gb_per_gpu; for runs of your own "
+            "there is `rackray train calibrate`",
+        )
 
 
 def _thinned(study: Study, errors: Floats) -> Floats:

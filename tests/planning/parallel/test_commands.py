@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from model.shape import PRESETS
@@ -12,8 +13,13 @@ from orchestrator import wiring
 from orchestrator.cli.main import run
 from orchestrator.cli.train_plan import why_not
 from orchestrator.domain.layout import Fits
+from orchestrator.planning.parallel.calibration import calibrate
 from orchestrator.planning.parallel.cluster import PlanJob, cluster_by_hand
+from orchestrator.planning.parallel.intervals import ends
 from orchestrator.planning.parallel.planner import plan
+from orchestrator.planning.parallel.rows import inputs_of_job
+from orchestrator.planning.parallel.study import study_of
+from orchestrator.planning.parallel.validation import FITTED
 
 JOB = Path(__file__).parents[3] / "cluster_specs" / "jobs" / "lm-pipeline.yaml"
 SPEC = Path(__file__).parents[3] / "cluster_specs" / "example-32-dgx.yaml"
@@ -293,6 +299,74 @@ def test_runs_of_two_gpus_are_each_held_against_their_own_prediction(tmp_path: P
     table.write_text(HEADER + "".join(lines), encoding="utf-8")
     assert run(["train", "calibrate", str(table)]) == 2
     assert "times as long as predicted for H100; nothing was calibrated" in capsys.readouterr().err
+
+
+def test_one_run_says_where_the_interval_lies_and_not_that_it_is_narrow(tmp_path: Path) -> None:
+    row = "a,own,A100-80G,Megatron-LM,24,1024,16,4096,50257,1024,8,8,8,1,1,1,1,{micro},32,fp16,0.25\n"
+    table = tmp_path / "own.csv"
+    width = []
+    for micros in ((4,), (4, 4), (4,) * 12):
+        table.write_text(HEADER + "".join(row.format(micro=micro) for micro in micros), encoding="utf-8")
+        low, high = calibrate(wiring.read_run_rows(table)).intervals["A100|megatron-core"]
+        width.append(high - low)
+    before = ends(study_of(wiring.read_run_rows(table)).cases, FITTED.step_intervals)
+    assert width[0] == pytest.approx(float(np.log(before[1][0] / before[0][0])))
+    assert width[1] == pytest.approx(width[0] / 2.0)
+    assert width[2] == pytest.approx(0.1)
+
+
+def test_what_calibration_says_of_before_is_what_validation_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On a GPU and framework whose measured shapes lift or lower the prediction."""
+    table = tmp_path / "own.csv"
+    row = "a,own,H100-80G,NeMo,32,4096,32,14336,128256,8192,16,8,16,1,1,1,1,1,128,bf16,9.0\n"
+    table.write_text(HEADER + row, encoding="utf-8")
+    assert run(["planner", "validate", str(table), "--json"]) == 0
+    error = json.loads(capsys.readouterr().out)["sources"][0]["step_error_mean"]
+    assert run(["train", "calibrate", str(table), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["error_before"] == pytest.approx(error)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "is empty and has no column gpu"),
+        ("id,source\na,b\n", "has no column gpu and no column n_gpus"),
+        (HEADER, "there is no run in"),
+        (HEADER.replace(",", ";") + "a;b\n", "has no column gpu"),
+    ],
+)
+def test_tables_without_runs_are_one_sentence(text: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = tmp_path / "rows.csv"
+    table.write_text(text, encoding="utf-8")
+    for command in (["validate"], ["fit", "-o", str(tmp_path), "--date", "2026-01-01"], ["bench", "-o", str(tmp_path)]):
+        assert run(["planner", *command, str(table)]) == 2
+        said = capsys.readouterr()
+        assert said.out == "" and says in said.err and "way out: " in said.err
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.csv"]
+
+
+def test_a_fit_of_a_few_rows_is_refused_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = tmp_path / "rows.csv"
+    row = "a{i},one,A100-80G,Megatron-LM,{layers},1024,16,4096,50257,1024,8,8,8,1,1,1,1,4,32,fp16,0.25\n"
+    table.write_text(HEADER + "".join(row.format(i=i, layers=12 + i) for i in range(12)), encoding="utf-8")
+    assert run(["planner", "fit", str(table), "-o", str(tmp_path / "fit"), "--date", "2026-01-01"]) == 2
+    assert "12 rows, 12 with a measured step time and 0 with a measured memory, are too few" in capsys.readouterr().err
+    assert not (tmp_path / "fit").exists()
+
+
+def test_a_step_of_no_length_or_of_a_century_is_not_measured(tmp_path: Path) -> None:
+    table = tmp_path / "rows.csv"
+    row = "a,one,A100-80G,Megatron-LM,24,1024,16,4096,50257,1024,8,8,8,1,1,1,1,4,32,fp16,{step_s}\n"
+    said = ("1e-29", "1e29", "nan", "inf", "-1", "0", "~0.25")
+    table.write_text("\ufeff" + HEADER.replace("\n", "\r\n") + "".join(row.format(step_s=s) for s in said), encoding="utf-8")
+    assert [r.measured.step_s for r in wiring.read_run_rows(table)] == [None] * 6 + [0.25]
+
+
+def test_a_preset_jobs_own_run_is_a_row_with_its_shape(capsys: pytest.CaptureFixture[str]) -> None:
+    job = wiring.load_job(JOB.parent / "llama-8b.yaml").job
+    inputs, shape = inputs_of_job(job.model_dump(mode="json"), "H100"), PRESETS["llama-8b"]
+    assert (inputs.layers, inputs.hidden, inputs.heads, inputs.kv_heads) == (32, 4096, 32, 8)
+    assert (inputs.ffn_hidden, inputs.vocab, inputs.gated_mlp) == (shape.d_ff, shape.vocabulary, True)
 
 
 def test_a_folder_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
