@@ -9,6 +9,7 @@ from model.shape import PRESETS, EncoderDecoderShape, TransformerShape
 from orchestrator.domain.errors import BadInput
 from orchestrator.domain.job import JobSpec
 from orchestrator.domain.spec import ClusterSpec
+from orchestrator.domain.words import counted
 from orchestrator.planning.parallel.fabric import fabric_of
 from orchestrator.planning.parallel.gpus import GPUS, GpuType, find_gpu
 from orchestrator.planning.parallel.software import software_of
@@ -85,7 +86,8 @@ def cluster_of(
     sku = spec.skus[name]
     if nodes > available:
         raise BadInput(
-            f"{nodes} nodes are asked for and {spec.cluster} has {available} of {name}", f"needs {nodes - available} more nodes"
+            f"{nodes} nodes are asked for and {spec.cluster} has {available} of {name}",
+            f"needs {counted(nodes - available, 'more node')}",
         )
     used = gpus_per_node or sku.gpus.count
     if used > sku.gpus.count:

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from orchestrator.domain.errors import BadInput
 from orchestrator.domain.layout import Fits, Layout, Prediction, Recompute
 from orchestrator.planning.parallel.advice import check_layout, check_precision, nothing_fits, smallest_change
-from orchestrator.planning.parallel.cases import Cases, Floats
+from orchestrator.planning.parallel.cases import RECOMPUTE, Cases, Floats
 from orchestrator.planning.parallel.cluster import GpuCluster, PlanJob, check_cluster, check_job
 from orchestrator.planning.parallel.constants import Constants
 from orchestrator.planning.parallel.evaluate import Evaluated, evaluate
 from orchestrator.planning.parallel.power import node_power_w
-from orchestrator.planning.parallel.search import Limits, layout_of, peak_word
+from orchestrator.planning.parallel.search import Limits, as_tuple, layout_of, peak_word
 from orchestrator.planning.parallel.simulate import Chunk, pipeline_s, steady_s
 from orchestrator.planning.parallel.sizes import stages_of
 from orchestrator.planning.parallel.software import schedule_of
@@ -249,18 +249,20 @@ def _alternatives(
 ) -> tuple[tuple[str, Prediction], ...]:
     """For each respect, the best of the candidates that differ from the first choice in it; the leanest where none of them is."""
     columns = np.array(found.layouts)
-    chosen = np.array([best.data, best.tensor, best.pipeline, best.virtual_stages, best.context, best.zero, best.micro_sequences])
+    chosen, codes = as_tuple(best), {code: str(word) for word, code in RECOMPUTE.items()}
     respects = {"tensor": 1, "pipeline": 2, "interleaving": 3, "context": 4, "ZeRO stage": 5, "micro-batch": 6}
+    respects |= {"recomputation": 7, "optimizer": 8}
+    words = {7: codes, 8: {0: "on the GPU", 1: "on the host"}}
     answers: list[tuple[str, Prediction]] = []
     for word, column in respects.items():
-        for value in _neighbours(sorted(set(columns[:, column].tolist())), int(chosen[column])):
+        for value in _neighbours(sorted(set(columns[:, column].tolist())), chosen[column]):
             differs = columns[:, column] == value
             if np.any(differs & candidates):
                 index = int(np.argmin(np.where(differs, cost, np.inf)))
             else:
                 device = np.broadcast_to(found.memory.device_bytes, differs.shape)
                 index = int(np.argmin(np.where(differs, device, np.inf)))
-            answers.append((f"{word} {value}", tell(index)))
+            answers.append((f"{word} {words.get(column, {}).get(value, value)}", tell(index)))
     return tuple(answers)
 
 

@@ -37,7 +37,7 @@ def layouts_of(job: PlanJob, cluster: GpuCluster, limits: Limits) -> list[tuple[
     """Layouts as tuples (data, tensor, pipeline, virtual, context, zero, micro, recompute code, offload)."""
     software = software_of(job.framework)
     if limits.fixed is not None:
-        return [_as_tuple(limits.fixed)]
+        return [as_tuple(limits.fixed)]
     found: list[tuple[int, ...]] = []
     codes = [RECOMPUTE[choice] for choice in limits.recompute if software.recomputes or choice is Recompute.NONE]
     for tensor in _tensor_degrees(job, cluster, software):
@@ -164,7 +164,8 @@ def layout_of(values: tuple[int, ...]) -> Layout:
     )
 
 
-def _as_tuple(layout: Layout) -> tuple[int, ...]:
+def as_tuple(layout: Layout) -> tuple[int, ...]:
+    """A layout in the order of `layouts_of`."""
     return (
         *(layout.data, layout.tensor, layout.pipeline, layout.virtual_stages, layout.context, layout.zero),
         *(layout.micro_sequences, RECOMPUTE[layout.recompute], int(layout.offload)),

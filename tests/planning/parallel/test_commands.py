@@ -10,6 +10,7 @@ import pytest
 
 from model.shape import PRESETS
 from orchestrator import wiring
+from orchestrator.cli import train_plan
 from orchestrator.cli.main import run
 from orchestrator.cli.train_plan import why_not
 from orchestrator.domain.layout import Fits
@@ -20,6 +21,7 @@ from orchestrator.planning.parallel.planner import plan
 from orchestrator.planning.parallel.rows import inputs_of_job
 from orchestrator.planning.parallel.study import study_of
 from orchestrator.planning.parallel.validation import FITTED
+from orchestrator.planning.power_caps import PowerCap
 
 JOB = Path(__file__).parents[3] / "cluster_specs" / "jobs" / "lm-pipeline.yaml"
 SPEC = Path(__file__).parents[3] / "cluster_specs" / "example-32-dgx.yaml"
@@ -169,6 +171,29 @@ def test_a_job_of_fewer_ranks_than_gpus_is_judged_on_the_spec(capsys: pytest.Cap
     assert "data 2, pipeline 2" in text and "where the time goes" in text and "memory of the fullest GPU" in text
     assert run(["train", "plan", str(JOB), "--spec", str(SPEC), "--gpus-per-node", "16"]) == 2
     assert "dgx-h100 has 8" in capsys.readouterr().err
+
+
+def test_a_mixed_spec_is_planned_for_its_most_frequent_gpus_and_under_their_cap_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = wiring.load_spec(SPEC).spec
+    sku = plain.skus["dgx-h100"]
+    old = sku.model_copy(update={"gpus": sku.gpus.model_copy(update={"model": "A100-SXM4-80GB"})})
+    nodes = [node.model_copy(update={"sku": "old"}) if i % 3 == 0 else node for i, node in enumerate(plain.nodes)]
+    mixed = plain.model_copy(update={"skus": {**plain.skus, "old": old}, "nodes": tuple(nodes)})
+    caps = {node.name: PowerCap(4000.0, 150.0 if node.sku == "old" else 600.0) for node in nodes}
+    monkeypatch.setattr(wiring, "load_spec", lambda path: SimpleNamespace(spec=mixed))
+    monkeypatch.setattr(train_plan, "caps_of", lambda spec: caps)
+    asked = ["train", "plan", str(JOB), "--spec", str(SPEC), "--preset", "gpt2-1.5b", "--json", "--nodes"]
+    assert run([*asked, "4"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["gpu"], found["power_cap_w"]) == ("H100-80G", 600.0)
+    assert run([*asked, "22"]) == 2
+    assert "22 nodes are asked for and example has 21 of dgx-h100\n  way out: needs 1 more node\n" in capsys.readouterr().err
+    for name in caps:
+        caps[name] = PowerCap(11_000.0, 800.0)
+    assert run([*asked, "4"]) == 0
+    assert json.loads(capsys.readouterr().out)["power_cap_w"] is None, "no cap above the rating"
 
 
 def test_why_not_lines_give_the_reason_that_the_ranking_has() -> None:

@@ -341,3 +341,12 @@ def test_the_nearest_number_of_nodes_is_found_among_millions() -> None:
         plan(a_job(batch=1024, framework="rackray"), cluster_by_hand("H100", 1_000_003))
     nodes = int(refused.value.hint.split(", or ")[1].split()[0])
     assert plan(a_job(batch=1024, framework="rackray"), cluster_by_hand("H100", nodes)).ranked
+
+
+def test_recomputation_and_offload_are_among_what_is_told_why_not() -> None:
+    found = plan(a_job(framework="rackray", tokens=4096), cluster_by_hand("H100", 4), Limits(offload=(False, True)))
+    told = dict(found.alternatives)
+    assert found.best.layout.recompute is not Recompute.FULL and not found.best.layout.offload
+    neighbour = Recompute.SELECTIVE if found.best.layout.recompute is Recompute.NONE else Recompute.FULL
+    assert told[f"recomputation {neighbour}"].layout.recompute is neighbour
+    assert told["optimizer on the host"].layout.offload
