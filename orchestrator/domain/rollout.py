@@ -72,7 +72,8 @@ def fold_rollout(rollout: RolloutRecord, verb: str, event: Event) -> RolloutReco
     data = event.data
     if verb == "started":
         waves = tuple(tuple(wave) for wave in data["waves"])
-        return RolloutRecord(rollout.number + 1, waves, data.get("because", ""), event.at_s, finished=False)
+        begun = RolloutRecord(rollout.number + 1, waves, data.get("because", ""), event.at_s, finished=False)
+        return _still_left_out(rollout, begun, {name for wave in waves for name in wave})
     if verb == "extended":
         extended = _extended(rollout, int(data["wave"]), tuple(data["nodes"]))
         return replace(extended, called=rollout.called | frozenset(data["nodes"])) if data.get("called") else extended
@@ -96,6 +97,13 @@ def fold_rollout(rollout: RolloutRecord, verb: str, event: Event) -> RolloutReco
     if verb == "finished":
         return replace(rollout, finished=True)
     raise ValueError(f"unknown rollout event {event.kind!r}")
+
+
+def _still_left_out(before: RolloutRecord, begun: RolloutRecord, taken: set[str]) -> RolloutRecord:
+    """`begun`, with what was said of nodes that the one before left out and that it does not take up either."""
+    skipped = {name: at_s for name, at_s in before.skipped.items() if name not in taken}
+    because = {name: before.skipped_because[name] for name in skipped if name in before.skipped_because}
+    return replace(begun, skipped=skipped, skipped_because=because, spared=before.spared & skipped.keys())
 
 
 def _extended(rollout: RolloutRecord, wave: int, names: tuple[str, ...]) -> RolloutRecord:

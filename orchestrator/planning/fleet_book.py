@@ -71,7 +71,8 @@ class FleetBook:
         if record.state not in BRING_UP:
             return ""
         if record.name not in self.wave_of:
-            return "no rollout includes it: `rackray apply` starts one"
+            left_out = self.rollout.skipped_because.get(record.name)
+            return f"no rollout includes it{f' ({left_out})' if left_out else ''}: `rackray apply` starts one"
         if self.rollout.is_resting(record):
             return f"left out: {self.rollout.aborted_because or self.rollout.skipped_because.get(record.name, '')}"
         return self.rollout.why_not_begun(record.name) if is_untouched(record) and record.name not in self.in_work else ""

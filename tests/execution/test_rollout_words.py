@@ -10,6 +10,8 @@ from orchestrator.domain.spec import ClusterSpec
 from orchestrator.domain.state import ClusterState
 from orchestrator.execution.controller import Controller, everything_settled
 from orchestrator.lab.simulated_hands import SimulatedHands
+from orchestrator.planning.fleet_book import FleetBook
+from orchestrator.planning.site import Site
 from tests.execution.site import Rehearsal, a_controller, apply_request, lab_4
 
 READY, QUARANTINED, ENROLLED, RETIRED = NodeState.READY, NodeState.QUARANTINED, NodeState.ENROLLED, NodeState.RETIRED
@@ -91,6 +93,25 @@ def test_a_skipped_node_ends_its_stage_and_is_then_left_alone(tmp_path: Path) ->
     assert later <= {Action.PLAYBOOK}
     story.begin()
     assert story.until(is_in("r01-n1", READY)), "another apply takes it up again"
+
+
+def test_why_a_node_was_left_out_is_still_said_when_a_rollout_of_others_has_begun(tmp_path: Path) -> None:
+    story = Story(tmp_path, all_at_once())
+    story.begin()
+    story.until(is_in("r01-n1", NodeState.REACHABLE))
+    story.ask("request.rollout_skip", nodes=["r01-n1"])
+    before = story.until(everything_settled).rollout
+    story.ask("request.drain", nodes=["r02-n1"])
+    story.ask("request.requalify", nodes=["r02-n1"])
+    state = story.until(everything_settled)
+    assert state.rollout.number == before.number + 1 and state.rollout.waves == (("r02-n1",),)
+    assert state.rollout.is_resting(state.nodes["r01-n1"])
+    site = Site.of(story.spec)
+    said = FleetBook(site, state.rollout, state.nodes).stands_aside(state.nodes["r01-n1"])
+    assert "ann: why not" in said and "`rackray apply` starts one" in said
+    story.begin()
+    rollout = story.until(is_in("r01-n1", READY)).rollout
+    assert not rollout.skipped and not rollout.skipped_because, "a rollout that takes it up forgets it"
 
 
 def test_abort_starts_no_node_and_lets_each_end_its_stage(tmp_path: Path) -> None:
