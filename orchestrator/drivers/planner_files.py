@@ -1,6 +1,7 @@
 """Files of the planner: the site's calibration, and pictures of predictions."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,12 @@ def read_calibration(path: Path) -> tuple[dict[str, dict[str, float]], dict[str,
         data = json.loads(path.read_text(encoding="utf-8"))
         values = {str(name): {str(key): float(value) for key, value in row.items()} for name, row in data["factors"].items()}
         intervals = {str(key): (float(low), float(high)) for key, (low, high) in data["intervals"].items()}
+        for key, factor in ((key, factor) for row in values.values() for key, factor in row.items()):
+            if not 0.0 < factor < math.inf:
+                raise ValueError(f"the factor {factor:g} of {key} is not above 0")
+        for key, (low, high) in intervals.items():
+            if not -math.inf < low <= 0.0 <= high < math.inf:
+                raise ValueError(f"the interval from {low:g} to {high:g} of {key} does not hold 0")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(
             f"{path} is no calibration: {error}", "delete it, or calibrate again: `rackray train calibrate RUNS`"

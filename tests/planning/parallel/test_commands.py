@@ -399,11 +399,28 @@ def test_a_folder_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "is no run and no CSV file" in capsys.readouterr().err
 
 
-def test_an_old_calibration_is_refused_with_the_way_out(own_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"values": {}, "intervals": {}, "runs": 3}',
+        "[]",
+        '{"factors": {"pace": {"CPU|deepspeed-rackray": NaN}}, "intervals": {}}',
+        '{"factors": {"pace": {"CPU|deepspeed-rackray": -3}}, "intervals": {}}',
+        '{"factors": {"pace": {"CPU|deepspeed-rackray": 2}}, "intervals": {"CPU|deepspeed-rackray": [0.5, -0.5]}}',
+    ],
+)
+def test_an_old_or_damaged_calibration_is_refused_with_the_way_out(
+    text: str, tmp_path: Path, own_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     own_home.mkdir()
-    (own_home / "planner.json").write_text('{"values": {}, "intervals": {}, "runs": 3}', encoding="utf-8")
+    (own_home / "planner.json").write_text(text, encoding="utf-8")
     assert run(["train", "plan", str(JOB), "--gpu", "CPU"]) == 2
     assert "calibrate again" in capsys.readouterr().err
+    row = "a,own,A100-80G,Megatron-LM,24,1024,16,4096,50257,1024,8,8,8,1,1,1,1,4,32,fp16,0.25\n"
+    (tmp_path / "own.csv").write_text(HEADER + row, encoding="utf-8")
+    assert run(["train", "calibrate", str(tmp_path / "own.csv")]) == 0
+    assert "it is replaced" in capsys.readouterr().err
+    assert run(["train", "plan", str(JOB), "--gpu", "CPU"]) == 0
 
 
 def test_bench_without_published_runs_says_what_it_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
