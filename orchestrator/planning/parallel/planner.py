@@ -169,7 +169,8 @@ def _prediction(found: Evaluated, index: int, job: PlanJob, cluster: GpuCluster,
     kept = float(good.kept[index])
     run_s = job.steps * step_s / kept
     device = _at(found.memory.device_bytes, index, size)
-    power_w = _at(node_power_w(found.step, cluster), index, size)
+    step = replace(found.step, bubble_s=found.step.bubble_s + missed_s)
+    power_w = _at(node_power_w(step, cluster), index, size)
     fits = Fits.YES if found.fits_yes[index] else Fits.TIGHT if found.fits_tight[index] else Fits.NO
     memory = found.memory
     parts = {

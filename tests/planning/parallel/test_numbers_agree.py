@@ -27,6 +27,7 @@ from orchestrator.planning.parallel.cluster import GpuCluster, PlanJob, cluster_
 from orchestrator.planning.parallel.evaluate import evaluate
 from orchestrator.planning.parallel.gpus import GPUS
 from orchestrator.planning.parallel.planner import Plan, plan, predict
+from orchestrator.planning.parallel.power import ACTIVITY, BUSY_SHARE_OF_RATING
 from orchestrator.planning.parallel.search import Limits
 from orchestrator.planning.parallel.study import study_of
 from orchestrator.planning.parallel.validation import predict_rows
@@ -98,6 +99,11 @@ def check_prediction(job: PlanJob, cluster: GpuCluster, told: Prediction) -> Non
     roomy = told.memory_high_bytes <= 0.9 * told.gpu_memory_bytes
     assert told.fits is (Fits.YES if roomy else Fits.NO if over else Fits.TIGHT)
     assert cluster.node_idle_w <= told.node_power_w <= cluster.node_max_w
+    if cluster.gpu_power_cap_w is None:
+        active = sum(ACTIVITY[f"{name}_s"] * seconds for name, seconds in told.terms_s.items()) / told.step_s
+        busy_w = BUSY_SHARE_OF_RATING * cluster.node_max_w
+        power_w = cluster.node_idle_w + (busy_w - cluster.node_idle_w) * active
+        assert math.isclose(told.node_power_w, power_w, rel_tol=CLOSE)
     assert math.isclose(told.energy_kwh_per_step, told.node_power_w * cluster.nodes * told.step_s / 3.6e6, rel_tol=CLOSE)
     assert math.isclose(told.goodput + sum(told.lost.values()), 1.0, rel_tol=1e-6)
     assert math.isclose(told.run_s, job.steps * told.step_s / told.goodput, rel_tol=CLOSE)
