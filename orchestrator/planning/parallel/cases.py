@@ -51,6 +51,8 @@ class Case:
     offload: float
     """1: optimizer state in the host's memory."""
     sequence_parallel: float
+    whole_blocks: float
+    """1: stages get equal shares of the layers, the first ones what is left over; 0: embedding and head may count as layers."""
     by_heads: float
     """1: context ranks divide attention by heads, 0: by tokens."""
     flash: float

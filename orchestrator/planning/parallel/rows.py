@@ -162,6 +162,7 @@ def _complete(run: RunInputs, software: Software, dp: int, guessed: tuple[str, .
         schedule=SCHEDULES[schedule],
         offload=float("offload" in run.framework.lower()),
         sequence_parallel=float(software.sequence_parallel),
+        whole_blocks=float(software.whole_blocks),
         by_heads=float(software.context_by_heads),
         flash=float(software.flash),
         fused_loss=float(software.fused_loss),

@@ -113,6 +113,7 @@ def cases_of(layouts: list[tuple[int, ...]], job: PlanJob, cluster: GpuCluster) 
             "flash": software.flash,
         },
         "sequence_parallel": software.sequence_parallel,
+        "whole_blocks": software.whole_blocks,
         "by_heads": software.context_by_heads,
         "state_p": 4.0 if low < 0 else software.parameter_bytes,
         "state_g": gradient_bytes(software, low, job.precision == "bf16"),

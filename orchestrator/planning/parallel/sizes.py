@@ -49,11 +49,12 @@ def model_parameters(cases: Cases) -> Floats:
 def stages_of(cases: Cases) -> Stages:
     """Layers and parameters of first, middle and last stage.
 
-    Where the layers do not divide but layers + 2 do, embedding and head count as a layer each, as Llama 3 405B and BLOOM are cut.
+    Where the layers do not divide but layers + 2 do, embedding and head count as a layer each, as Llama 3 405B and BLOOM are cut;
+    not in an engine that cuts by blocks alone, as ours does.
     """
     chunks = cases.pp * cases.vpp
     even = cases.layers % chunks == 0
-    as_layers = ~even & ((cases.layers + 2.0) % chunks == 0) & (cases.pp > 1)
+    as_layers = ~even & ((cases.layers + 2.0) % chunks == 0) & (cases.pp > 1) & (cases.whole_blocks <= 0)
     middle = np.where(
         even, cases.layers / cases.pp, np.where(as_layers, (cases.layers + 2.0) / cases.pp, np.ceil(cases.layers / cases.pp))
     )
@@ -62,6 +63,7 @@ def stages_of(cases: Cases) -> Stages:
         middle - 1.0,
         np.where(even, middle, np.minimum(middle, np.maximum(cases.layers - middle * (cases.pp - 1.0), 1.0))),
     )
+    edge = np.where(cases.whole_blocks > 0, np.floor(cases.layers / cases.pp), edge)
     block, embedding = block_parameters(cases) / cases.tp, embedding_parameters(cases) / cases.tp
     head = cases.vocab * cases.hidden / cases.tp
     alone = model_parameters(cases) / cases.tp

@@ -40,6 +40,9 @@ class Software:
     context_by_heads: bool = False
     """Around attention, ranks of one sequence trade their tokens of all heads for all tokens of some heads (DeepSpeed-Ulysses,
     Jacobs et al. 2023); otherwise keys and values go round them (ring attention)."""
+    whole_blocks: bool = False
+    """Cuts a pipeline by blocks alone, the last stages with one less where they do not divide (DeepSpeed's `type:Block`);
+    otherwise embedding and head count as a layer each where only so they divide."""
     recomputes: bool = True
     """Can checkpoint activations."""
     zero_stages: tuple[int, ...] = (0, 1)
@@ -80,6 +83,7 @@ SOFTWARES: tuple[Software, ...] = (
         interleaves=False,
         sequence_parallel=False,
         context_by_heads=True,
+        whole_blocks=True,
         pipeline_zero=(1,),
         masterless_zero0=False,
         selects="activation",

@@ -350,3 +350,18 @@ def test_recomputation_and_offload_are_among_what_is_told_why_not() -> None:
     neighbour = Recompute.SELECTIVE if found.best.layout.recompute is Recompute.NONE else Recompute.FULL
     assert told[f"recomputation {neighbour}"].layout.recompute is neighbour
     assert told["optimizer on the host"].layout.offload
+
+
+@pytest.mark.parametrize(("layers", "pipeline"), [(126, 64), (126, 8), (48, 5), (10, 4), (80, 8)])
+def test_our_engines_stages_are_cut_as_deepspeed_cuts_them(layers: int, pipeline: int) -> None:
+    """`partition_method="type:Block"`: the first stage is a full one, with the embedding, and the last ones hold a block less."""
+    shape = replace(PRESETS["llama-8b"], layers=layers)
+    job = PlanJob(shape=shape, global_sequences=64, sequence_tokens=4096, steps=1)
+    stages = stages_of(cases_of([(1, 1, pipeline, 1, 1, 1, 1, 0, 0)], job, cluster_by_hand("H100", 8)))
+    # deepspeed.runtime.utils.partition_balanced gives [2, 2, ..., 1, 1], [16, ..., 15, 15], [10, 10, 10, 9, 9], [3, 3, 2, 2].
+    assert (float(stages.first_layers[0]), float(stages.last_layers[0])) == (-(-layers // pipeline), layers // pipeline)
+    if layers == 126:
+        others = stages_of(
+            cases_of([(1, 1, pipeline, 1, 1, 1, 1, 0, 0)], replace(job, framework="nemo"), cluster_by_hand("H100", 8))
+        )
+        assert float(others.first_layers[0]) == 128 // pipeline - 1
