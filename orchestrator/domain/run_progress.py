@@ -150,6 +150,8 @@ class RunSeen:
     """By rank: why its last start or stop was refused or got no answer."""
     absent: frozenset[int] = frozenset()
     """Ranks that were not there any more when they were told to stop."""
+    joined_at_s: Mapping[str, float] = field(default_factory=dict)
+    """By node that the cell had forgotten: when it joined again, or had refused to."""
     tried_at_s: Mapping[tuple[str, int | str], float] = field(default_factory=dict)
     """By (action, rank or node): when it was last tried."""
     in_flight: frozenset[tuple[str, int | str]] = frozenset()

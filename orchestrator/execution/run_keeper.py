@@ -128,6 +128,7 @@ class RunKeeper:
             held=held_by_others(state.runs, run.id),
             seen=seen_for(run, self._seen.get(run.id)),
             progress=self._progress.get(run.id),
+            joins={name: site.joins_with(name) for name in run.nodes if name in site.nodes},
         )
 
     def _submit(self, run: RunRecord, steps: Iterable[Step], state: ClusterState, site: Site) -> None:

@@ -287,8 +287,7 @@ def _accepted(context: Context) -> Decision:
     is_forgotten = seen is not None and not seen["alive"] and 0 <= joined_at_s < looked_at_s - JOIN_EFFECT_S
     if joined_at_s < 0 or is_forgotten:
         because = f"not listed {JOIN_EFFECT_S:.0f} s after it joined: join again" if is_forgotten else "may serve: join the cell"
-        labels = context.site.labels(context.node.name)
-        return context.step(Action.CELL_JOIN, because, address=f"{cell.address}:{cell.port}", labels=labels)
+        return context.step(Action.CELL_JOIN, because, **context.site.joins_with(context.node.name))
     if seen is None or looked_at_s <= joined_at_s:
         return context.step(Action.CELL_OBSERVE, "does the cell itself list it?")
     if seen["alive"]:

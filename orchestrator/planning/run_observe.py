@@ -13,6 +13,7 @@ from orchestrator.domain.operation import Action, Outcome, Status
 from orchestrator.domain.plan import Step
 from orchestrator.domain.run import RunRecord
 from orchestrator.domain.run_progress import CellSight, RankLook, RunProgress, RunSeen, progress_from_look
+from orchestrator.planning.settle import JOIN_EFFECT_S
 
 V = TypeVar("V")
 
@@ -68,6 +69,8 @@ def observe_outcome(run: RunRecord, seen: RunSeen, progress: RunProgress, step: 
     seen = replace(seen, in_flight=seen.in_flight - {key_of(step)})
     if step.action is Action.CELL_OBSERVE:
         return Observed(_after_cell(seen, step.node, outcome, now_s), progress)
+    if step.action is Action.CELL_JOIN:
+        return Observed(_after_join(seen, step.node, outcome, now_s), progress)
     if step.action is Action.RANK_START:
         return _after_start(run, seen, progress, step.args["rank"], outcome)
     if step.action is Action.RANK_STOP:
@@ -83,6 +86,16 @@ def _after_cell(seen: RunSeen, node: str, outcome: Outcome, now_s: float) -> Run
     alive = bool(outcome.facts.get("alive"))
     sight = CellSight(now_s, alive, "" if alive else "the cell does not list it alive")
     return replace(seen, cell={**seen.cell, node: sight})
+
+
+def _after_join(seen: RunSeen, node: str, outcome: Outcome, now_s: float) -> RunSeen:
+    """A join that is lost, or held up on our side (the head answers nobody), is made again; any other failure is the node's."""
+    if outcome.status is Status.DONE:
+        return replace(seen, joined_at_s={**seen.joined_at_s, node: now_s})
+    if outcome.status in (Status.HELD, Status.UNKNOWN):
+        return seen
+    refused = CellSight(now_s, alive=False, because=_say(outcome))
+    return replace(seen, cell={**seen.cell, node: refused}, joined_at_s={**seen.joined_at_s, node: now_s - JOIN_EFFECT_S})
 
 
 def _after_start(run: RunRecord, seen: RunSeen, progress: RunProgress, rank: int, outcome: Outcome) -> Observed:

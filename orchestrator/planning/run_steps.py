@@ -14,13 +14,14 @@ from orchestrator.domain.node import NodeRecord, NodeState
 from orchestrator.domain.operation import Action
 from orchestrator.domain.plan import Step
 from orchestrator.domain.run import RankRecord, RunRecord, RunState
-from orchestrator.domain.run_progress import RunProgress, RunSeen
+from orchestrator.domain.run_progress import CellSight, RunProgress, RunSeen
 from orchestrator.domain.spec import Runtime
 from orchestrator.planning.elastic import smaller_jobs
 from orchestrator.planning.placement import CannotPlace, PlaceableNode, Placement, place
 from orchestrator.planning.run_launch import RunPaths, master_port, rank_argv, rank_environment, run_json
 from orchestrator.planning.run_observe import key_of, seen_for
 from orchestrator.planning.run_verdict import MAY_BE_THE_PROGRAM, Failure, Finished, Settling, judge, silent_nodes
+from orchestrator.planning.settle import JOIN_EFFECT_S
 
 LOOK_EVERY_S = 1.0
 LOOKS_PER_S = 200
@@ -48,6 +49,8 @@ class RunWorld:
     progress: RunProgress | None = None
     barred: Mapping[str, str] = field(default_factory=dict)
     """Nodes that must not be used whatever their state, and why: a memory that outlives runs."""
+    joins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What each of the run's nodes joins the cell with, should the cell have forgotten it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,18 +210,30 @@ def _preflight(run: RunRecord, job: JobSpec, world: RunWorld) -> RunDecision:
             return MoveRun(RunState.PLACING, f"{name} is {state}")
     sights = {name: world.seen.cell[name] for name in run.nodes if name in world.seen.cell}
     sights = {name: sight for name, sight in sights.items() if sight.at_s >= run.since_s}
-    absent = [(name, sight.because) for name, sight in sights.items() if not sight.alive]
-    if absent:
-        said = "; ".join(f"{name}: {why}" for name, why in absent)
-        return MoveRun(RunState.PLACING, f"not in the cell: {said}", tuple(absent))
+    # A cell whose head has died and come up again knows nobody: who was proved well joins it again before it is left out.
+    absent = {name: sight for name, sight in sights.items() if not sight.alive}
+    forgotten = [name for name in absent if name in world.joins and name not in world.seen.joined_at_s]
+    joining = [name for name, sight in absent.items() if _is_joining(name, sight, world)]
+    lost = [(name, sight.because) for name, sight in absent.items() if name not in (*forgotten, *joining)]
+    if lost:
+        said = "; ".join(f"{name}: {why}" for name, why in lost)
+        return MoveRun(RunState.PLACING, f"not in the cell: {said}", tuple(lost))
     unseen = [name for name in run.nodes if name not in sights]
-    if not unseen:
+    if not unseen and not absent:
         return MoveRun(RunState.LAUNCHING, f"all {len(run.nodes)} nodes are alive in the cell")
-    if sights and world.now_s > run.since_s + PREFLIGHT_LIMIT_S:
+    if unseen and sights and world.now_s > run.since_s + PREFLIGHT_LIMIT_S:
         why = f"the cell said nothing about it for {PREFLIGHT_LIMIT_S:.0f} s"
         return MoveRun(RunState.PLACING, f"{', '.join(unseen)}: {why}", tuple((name, why) for name in unseen))
     because = "is every node alive in the cell?"
-    return _submit_due([Step(name, Action.CELL_OBSERVE, because) for name in unseen], world, TRY_EVERY_S, because)
+    steps = [Step(name, Action.CELL_JOIN, "the cell has forgotten it: join again", world.joins[name]) for name in forgotten]
+    steps += [Step(name, Action.CELL_OBSERVE, because) for name in (*unseen, *joining)]
+    return _submit_due(steps, world, TRY_EVERY_S, because)
+
+
+def _is_joining(name: str, sight: CellSight, world: RunWorld) -> bool:
+    """Whether the node has joined again and the cell may not list it yet."""
+    joined_s = world.seen.joined_at_s.get(name)
+    return joined_s is not None and (sight.at_s <= joined_s or world.now_s < joined_s + JOIN_EFFECT_S)
 
 
 def _launching(run: RunRecord, job: JobSpec, world: RunWorld) -> RunDecision:

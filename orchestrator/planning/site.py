@@ -66,6 +66,11 @@ class Site:
         node, rack = self.computes[name], self.rack(name)
         return {"node": name, "rack": node.rack, "leaf": rack.leaf, "feed": rack.feed}
 
+    def joins_with(self, name: str) -> dict[str, Any]:
+        """Arguments of `Action.CELL_JOIN` for the node."""
+        cell = self.spec.cell
+        return {"address": f"{cell.address}:{cell.port}", "labels": self.labels(name)}
+
     def playbook_variables(self, name: str) -> dict[str, Any]:
         """What the playbooks are told of one node, whoever runs them; each becomes the host variable `rackray_<key>`."""
         return {

@@ -71,6 +71,13 @@ class Drive:
     ranks: dict[tuple[int, int], FakeRank] = field(default_factory=dict)
     starts: int = 0
     dead_nodes: set[str] = field(default_factory=set)
+    forgotten: set[str] = field(default_factory=set)
+    """Nodes that the cell does not list although they are well."""
+    joins: dict[str, dict[str, Any]] = field(default_factory=dict)
+    join_status: Status = Status.DONE
+    listed_after_s: float = 0.0
+    """How long after a node has joined the cell lists it."""
+    joined_at_s: dict[str, float] = field(default_factory=dict)
     lost: list[Step] = field(default_factory=list)
     submitted: list[Step] = field(default_factory=list)
     obeys_term: bool = True
@@ -101,7 +108,8 @@ class Drive:
 
     def tick(self, answer: bool = True) -> None:
         """One decision, carried out, and its answers taken in. Time passes only when there is nothing to do."""
-        decision = next_run_step(self.run, RunWorld(self.now_s, RUNTIME, self.nodes, seen=self.seen, progress=self.progress))
+        world = RunWorld(self.now_s, RUNTIME, self.nodes, seen=self.seen, progress=self.progress, joins=self.joins)
+        decision = next_run_step(self.run, world)
         for event in events_of(self.run, decision):
             self.note(event)
         if isinstance(decision, WaitUntil):
@@ -128,6 +136,7 @@ class Drive:
 
     def answer(self, step: Step) -> None:
         status, facts = (Status.UNREACHABLE, {}) if self._is_unreachable(step) else (Status.DONE, self._do(step))
+        status = self.join_status if step.action is Action.CELL_JOIN else status
         outcome = Outcome("op", step.node, step.action, status, facts)
         observed = observe_outcome(self.run, self.seen, self.progress, step, outcome, self.now_s)
         self.seen, self.progress = observed.seen, observed.progress
@@ -139,7 +148,13 @@ class Drive:
 
     def _do(self, step: Step) -> dict[str, Any]:
         if step.action is Action.CELL_OBSERVE:
-            return {"alive": step.node not in self.dead_nodes}
+            joined_s = self.joined_at_s.get(step.node, float("inf"))
+            is_listed = step.node not in self.forgotten or self.now_s >= joined_s + self.listed_after_s
+            return {"alive": step.node not in self.dead_nodes and is_listed}
+        if step.action is Action.CELL_JOIN:
+            if self.join_status is Status.DONE:
+                self.joined_at_s[step.node] = self.now_s
+            return {"started": True}
         key = (step.args["attempt"], step.args["rank"])
         if step.action is Action.RANK_START:
             adopted = key in self.ranks

@@ -1,12 +1,14 @@
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from orchestrator.domain.event import Event
 from orchestrator.domain.node import NodeRecord, NodeState
-from orchestrator.domain.operation import Action
+from orchestrator.domain.operation import Action, Status
 from orchestrator.domain.run import LEGAL_RUN_MOVES, RunRecord, RunState, fold_run
-from orchestrator.planning.run_steps import allocation_events, held_by_others, queue_order
+from orchestrator.planning.run_steps import TRY_EVERY_S, allocation_events, held_by_others, queue_order
+from orchestrator.planning.settle import JOIN_EFFECT_S
 from tests.planning.run_world import Drive, a_job, four_nodes
 
 
@@ -282,3 +284,52 @@ def test_waiting_runs_are_served_by_priority_and_then_by_age() -> None:
 
     runs = {run.id: run for run in (a_run("late", 2, 0), a_run("urgent", 3, 5), a_run("early", 1, 0))}
     assert [run.id for run in queue_order(runs)] == ["urgent", "early", "late"]
+
+
+def forgotten_by_the_cell(*names: str, **world: Any) -> Drive:
+    """A run whose nodes `names` the cell does not list, because its head came up anew, say."""
+    drive = Drive.of(a_job(), four_nodes())
+    drive.forgotten = set(names)
+    drive.joins = {name: {"address": "10.0.0.9:6380", "labels": {"node": name}} for name in drive.nodes}
+    for name, value in world.items():
+        setattr(drive, name, value)
+    return drive
+
+
+def joins_of(drive: Drive) -> list[str]:
+    return [step.node for step in drive.submitted if step.action is Action.CELL_JOIN]
+
+
+def test_nodes_that_a_new_head_does_not_know_join_it_before_a_run_is_launched() -> None:
+    drive = forgotten_by_the_cell(*(node.name for node in four_nodes()), listed_after_s=JOIN_EFFECT_S - 10)
+    drive.until(RunState.LAUNCHING)
+    assert sorted(joins_of(drive)) == sorted(drive.nodes), "each once"
+    assert drive.run.excluded == {} and drive.run.attempt == 1
+    assert {step.args["address"] for step in drive.submitted if step.action is Action.CELL_JOIN} == {"10.0.0.9:6380"}
+
+
+@pytest.mark.parametrize(
+    ("world", "why"),
+    [
+        ({"listed_after_s": float("inf")}, "the cell does not list it alive"),
+        ({"join_status": Status.REFUSED}, "refused"),
+        ({"join_status": Status.UNREACHABLE}, "unreachable"),
+    ],
+)
+def test_a_node_that_cannot_join_again_is_left_out_with_the_reason(world: dict[str, Any], why: str) -> None:
+    drive = forgotten_by_the_cell("r01-n2", **world)
+    drive.until(RunState.PLACING)
+    drive.until(RunState.PREFLIGHT)
+    drive.until(RunState.PLACING)
+    assert why in drive.run.excluded["r01-n2"]
+    assert joins_of(drive) == ["r01-n2"]
+
+
+def test_while_the_head_answers_nobody_a_run_waits_and_leaves_nobody_out() -> None:
+    drive = forgotten_by_the_cell("r01-n1", "r01-n2", join_status=Status.HELD)
+    drive.until(RunState.PREFLIGHT)
+    drive.spin(300)
+    assert drive.run.state is RunState.PREFLIGHT and drive.run.excluded == {}
+    assert 100 < len(joins_of(drive)) <= 2 * 300 / TRY_EVERY_S + 2, "tried again and again, at a pace"
+    drive.join_status = Status.DONE
+    drive.until(RunState.LAUNCHING)
