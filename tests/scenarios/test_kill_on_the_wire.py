@@ -179,6 +179,25 @@ def test_ranks_outlive_a_killed_submit_and_the_next_one_follows_the_same_attempt
     assert [event.data["attempt"] for event in world.events("run.placed")] == [1]
 
 
+def test_nodes_in_service_join_the_cell_that_came_up_anew_when_a_run_needs_them(world: LabWorld) -> None:
+    before = {name: json.loads((world.home / "ray" / "cell.json").read_text())[name] for name in ("pid", "started_ticks")}
+    for pid, _line, environment in world.living():
+        if b"RACKRAY_RAY_HEAD=cell@" in environment:
+            os.kill(pid, signal.SIGKILL)
+    job = world.folder / "afterwards.yaml"
+    job.write_text(JOB.replace("survivor", "afterwards"))
+
+    done = world.rackray("train", "submit", str(job))
+
+    assert done.status == 0, str(done)
+    after = json.loads((world.home / "ray" / "cell.json").read_text())
+    assert {name: after[name] for name in before} != before
+    run = next(run for run in world.must("train", "list", "--json").json() if run["job"] == "afterwards")
+    assert (run["state"], run["step"], sorted(run["nodes"])) == ("finished", STEPS, [FIRST, SECOND])
+    assert [event.data["attempt"] for event in world.events("run.placed") if event.subject == run["id"]] == [1]
+    assert world.states() == {FIRST: "ready", SECOND: "ready"}
+
+
 def test_kills_and_training_have_left_no_secret_anywhere(world: LabWorld) -> None:
     ready = world.rackray("apply", two_nodes(world), "--yes")
     assert ready.status == 0, str(ready)
