@@ -40,6 +40,8 @@ class Case:
     vpp: float
     cp: float
     zero: float
+    shard: float
+    """Data ranks that ZeRO's state is spread over, replicas of each other beyond that (MiCS, hybrid sharding); 0: all."""
     micro: float
     """Sequences per micro-batch and replica; 0: as many as memory allows."""
     recompute: float
@@ -102,6 +104,12 @@ class Cases:
             return self.columns[name]
         except KeyError:
             raise AttributeError(name) from None
+
+    @property
+    def shard_ranks(self) -> Floats:
+        """Ranks that ZeRO's state is spread over."""
+        every = self.dp * self.cp
+        return np.where(self.shard > 0, np.minimum(self.shard, every), every)
 
     def with_columns(self, **changed: Floats) -> "Cases":
         """The same cases with some columns replaced."""

@@ -97,15 +97,18 @@ def data_s(cases: Cases, k: Constants, parameters: Floats, micro_batches: Floats
 
     ZeRO 0: one all-reduce. 1: reduce-scatter and all-gather. 2: the reduce-scatter of every micro-batch. 3: parameters are
     gathered twice and gradients scattered once per micro-batch (Rajbhandari et al. 2020), layer by layer; with a pipeline the
-    gathered parameters stay for the step, as torchtitan does it.
+    gathered parameters stay for the step, as torchtitan does it. Where a shard group is smaller than all replicas, the groups
+    sum their shares of the gradients once more (MiCS: Zhang et al. 2022).
     """
-    ranks = cases.dp * cases.cp
+    every, ranks = cases.dp * cases.cp, cases.shard_ranks
     buckets = np.maximum(parameters / np.maximum(BUCKET_PARAMETERS, BUCKET_PARAMETERS_PER_RANK * ranks), 1.0)
     pieces = np.where(cases.zero >= 3, np.maximum(cases.layers / cases.pp, 1.0), buckets)
     gradient = collective_s(cases, k, parameters * k.gradient_wire_bytes, ranks, cases.tp, 1.0, pieces)
     weights = collective_s(cases, k, parameters * 2.0, ranks, cases.tp, 1.0, pieces)
-    whole = collective_s(cases, k, parameters * k.gradient_wire_bytes, ranks, cases.tp, 2.0, buckets)
+    whole = collective_s(cases, k, parameters * k.gradient_wire_bytes, every, cases.tp, 2.0, buckets)
+    share = parameters * k.gradient_wire_bytes / ranks
+    groups = collective_s(cases, k, share, every / ranks, cases.tp * ranks, 2.0, np.maximum(buckets / ranks, 1.0))
     each = np.where(cases.pp > 1, 1.0, micro_batches)
     times = np.where(cases.zero >= 2, each, 1.0)
     gathers = np.where(cases.zero >= 3, np.where(cases.pp > 1, 1.0, 2.0 * each), 1.0)
-    return np.where(cases.zero == 0, whole, gradient * times + weights * gathers)
+    return np.where(cases.zero == 0, whole, gradient * times + groups + weights * gathers)

@@ -140,6 +140,6 @@ def loss_s(cases: Cases, k: Constants) -> Floats:
 
 def optimizer_s(cases: Cases, k: Constants, parameters: Floats) -> Floats:
     """Adam over the rank's share of `parameters`, once per step; over PCIe where the state lies in the host's memory."""
-    share = parameters / np.where(cases.zero >= 1, cases.dp * cases.cp, 1.0)
+    share = parameters / np.where(cases.zero >= 1, cases.shard_ranks, 1.0)
     on_host = share * 12.0 / 20e9
     return np.where(cases.offload > 0, on_host, share * k.optimizer_bytes / cases.memory_bw) + k.step_fixed_s

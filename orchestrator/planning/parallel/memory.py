@@ -126,7 +126,7 @@ def _with_recompute(cases: Cases, table: Table) -> Cases:
 
 def state_bytes(cases: Cases, m: MemoryConstants, parameters: Floats) -> Floats:
     """Parameters, gradients and optimizer of `parameters` on one rank."""
-    ranks = cases.dp * cases.cp
+    ranks = cases.shard_ranks
     weights = cases.state_p / np.where(cases.zero >= 3, ranks, 1.0)
     gradients = cases.state_g / np.where(cases.zero >= 2, ranks, 1.0)
     optimizer = np.where(cases.offload > 0, 0.0, cases.state_o / np.where(cases.zero >= 1, ranks, 1.0))
@@ -189,7 +189,7 @@ def _stage(
 def _step_bytes(cases: Cases, parameters: Floats) -> Floats:
     """fp32 copies of 16-bit gradients while the optimizer steps, when activations are gone: DeepSpeed's ZeRO 1 and 2 and its
     FP16_Optimizer cast the rank's own share whole."""
-    ranks = np.where(cases.zero >= 1, cases.dp * cases.cp, 1.0)
+    ranks = np.where(cases.zero >= 1, cases.shard_ranks, 1.0)
     casts = (cases.low >= 0) & (cases.state_g < 4.0) & (cases.offload <= 0) & (cases.zero < 3)
     return np.where(casts, 4.0 * parameters / ranks, 0.0)
 

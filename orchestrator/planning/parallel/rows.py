@@ -16,7 +16,14 @@ from orchestrator.domain.run_row import RunInputs
 from orchestrator.planning.parallel.cases import RECOMPUTE, SCHEDULES, SELECTS, Case
 from orchestrator.planning.parallel.gpus import find_gpu
 from orchestrator.planning.parallel.memory import MOST_TOKENS
-from orchestrator.planning.parallel.software import Software, gradient_bytes, optimizer_bytes, schedule_of, software_of
+from orchestrator.planning.parallel.software import (
+    Software,
+    gradient_bytes,
+    optimizer_bytes,
+    schedule_of,
+    shards_in_nodes,
+    software_of,
+)
 from orchestrator.planning.parallel.spellings import is_dense, precision_code, recompute_word
 from orchestrator.planning.run_launch import model_spec
 
@@ -156,6 +163,7 @@ def _complete(run: RunInputs, software: Software, dp: int, guessed: tuple[str, .
         vpp=chunks,
         cp=run.cp or 1,
         zero=zero,
+        shard=max(per_node // (run.tp or 1), 1) if shards_in_nodes(run.framework) else 0,
         micro=micro,
         recompute=RECOMPUTE.get(recompute, -1),
         selects=SELECTS[software.selects],

@@ -13,7 +13,14 @@ import numpy as np
 from orchestrator.domain.layout import Layout, Recompute
 from orchestrator.planning.parallel.cases import RECOMPUTE, SCHEDULES, SELECTS, Cases
 from orchestrator.planning.parallel.cluster import GpuCluster, PlanJob
-from orchestrator.planning.parallel.software import Software, gradient_bytes, optimizer_bytes, schedule_of, software_of
+from orchestrator.planning.parallel.software import (
+    Software,
+    gradient_bytes,
+    optimizer_bytes,
+    schedule_of,
+    shards_in_nodes,
+    software_of,
+)
 from orchestrator.planning.parallel.spellings import precision_code
 
 TENSOR = (1, 2, 4, 8, 16)
@@ -126,6 +133,8 @@ def cases_of(layouts: list[tuple[int, ...]], job: PlanJob, cluster: GpuCluster) 
     }
     names = ("dp", "tp", "pp", "vpp", "cp", "zero", "micro", "recompute", "offload")
     fixed = {name: np.array([float(value)]) for name, value in same.items()}
+    in_nodes = np.maximum(cluster.gpus_per_node // columns[names.index("tp")], 1.0)
+    fixed["shard"] = in_nodes if shards_in_nodes(job.framework) else np.zeros(1)
     of_stage = np.array([optimizer_bytes(software, low, zero) for zero in range(4)])
     fixed["state_o"] = of_stage[columns[names.index("zero")].astype(np.intp)]
     return Cases({**fixed, **dict(zip(names, columns, strict=True))}, (gpu.family,), (software.constants_of or software.name,))

@@ -5,6 +5,7 @@ kernels (fused or eager, flash attention or materialised scores), overlap and st
 `constants.py`.
 """
 
+import re
 from dataclasses import dataclass
 
 from model.shape import BYTES_PER_PARAMETER
@@ -241,6 +242,11 @@ def software_of(framework: str) -> Software:
     """The family a framework's name belongs to; "other" when no word of the table occurs in it."""
     name = framework.lower().replace("_", "-")
     return next(software for software in SOFTWARES if any(word in name for word in software.words))
+
+
+def shards_in_nodes(framework: str) -> bool:
+    """Whether a framework's name says that ZeRO's state is spread over the GPUs of a node only, and copied from node to node."""
+    return re.search(r"hybrid|hsdp|mics\b", framework.lower()) is not None
 
 
 def optimizer_bytes(software: Software, low: int, zero: int) -> float:

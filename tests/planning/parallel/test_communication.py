@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from orchestrator.planning.parallel.cases import Cases
 from orchestrator.planning.parallel.communication import boundary_s, collective_s, data_s, tensor_s
 from orchestrator.planning.parallel.constants import resolve
-from orchestrator.planning.parallel.fitted import STEP_TIME
+from orchestrator.planning.parallel.fitted import MEMORY, STEP_TIME
+from orchestrator.planning.parallel.memory import memory_of
 from orchestrator.planning.parallel.nccl import fastest_s
 from tests.planning.parallel.test_rows_and_scores import a_row, study_of
 
@@ -83,3 +84,23 @@ def test_terms_of_a_step_feel_their_level() -> None:
     assert tensor_s(slow_link, k)[0] > tensor_s(case, k)[0]
     piped = a_case(tp=8, dp=8, pp=8)
     assert boundary_s(piped.with_columns(network=piped.columns["network"] / 4.0), k)[0] > boundary_s(piped, k)[0]
+
+
+def test_a_shard_group_keeps_gathers_on_nvlink_and_costs_the_memory_of_its_replicas() -> None:
+    def case(framework: str, network_gbit: float) -> Cases:
+        row = a_row(
+            framework=framework, n_gpus=64, dp=64, tp=1, zero_stage=3, micro_batch=1, internode_gbit_s_per_node=network_gbit
+        )
+        return study_of([row]).cases
+
+    def exchange_s(framework: str, network_gbit: float) -> float:
+        at = case(framework, network_gbit)
+        return float(data_s(at, resolve(STEP_TIME, at), np.array([8e9]), np.array([4.0]))[0])
+
+    whole, hybrid = case("FSDP", 800), case("FSDP (hybrid)", 800)
+    assert (whole.shard_ranks[0], hybrid.shard_ranks[0]) == (64, 8)
+    assert exchange_s("FSDP (hybrid)", 800) < 0.7 * exchange_s("FSDP", 800)
+    # A network of no end leaves what the wires inside a node take, which both pay.
+    assert exchange_s("FSDP (hybrid)", 1e9) == pytest.approx(exchange_s("FSDP", 1e9), rel=0.25)
+    state = {name: memory_of(at, MEMORY).state_bytes[0] for name, at in (("whole", whole), ("hybrid", hybrid))}
+    assert state["hybrid"] == pytest.approx(8.0 * state["whole"])
