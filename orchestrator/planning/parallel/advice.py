@@ -1,7 +1,7 @@
 """What to change: layouts that cannot be run, models that fit nowhere, and the smallest change that would make it possible."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -82,6 +82,11 @@ def check_layout(job: PlanJob, cluster: GpuCluster, layout: Layout) -> None:
             "use ZeRO 1, which needs no more memory, or precision fp32",
         ),
     )
+    _raise_first(rules)
+
+
+def _raise_first(rules: Iterable[tuple[object, str, str]]) -> None:
+    """`rules`: whether it is broken, what to say, the way out."""
     for broken, message, hint in rules:
         if broken:
             raise BadInput(message, hint)
@@ -113,9 +118,7 @@ def _check_framework(job: PlanJob, layout: Layout) -> None:
             f"choose a tensor degree that divides {shared}",
         ),
     )
-    for broken, message, hint in rules:
-        if broken:
-            raise BadInput(message, hint)
+    _raise_first(rules)
 
 
 def smallest_change(job: PlanJob, cluster: GpuCluster, limits: Limits, tables: Tables = FITTED) -> str:
@@ -164,7 +167,7 @@ def _changes(job: PlanJob, cluster: GpuCluster, layout: Layout) -> Iterator[tupl
         yield "the optimizer's state in the host's memory", replace(layout, offload=True), cluster
     for times in (2, 4, 8):
         shared = replace(layout, context=layout.context * times, data=layout.data // times)
-        if layout.data % times == 0 and not context_problem(job, software, layout.tensor, shared.context):
+        if layout.data % times == 0:
             yield f"sequences shared by {shared.context} ranks (context {shared.context}, data {shared.data})", shared, cluster
     for times in (2, 4, 8):
         data = layout.data * times

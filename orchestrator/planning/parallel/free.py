@@ -35,7 +35,6 @@ IN_COMMON: Mapping[str, float] = {
 """The general value of what each framework may also have a factor of its own on: what frameworks have in common."""
 OWN_KERNELS = ("megatron-deepspeed", "composer")
 """Families whose matrix products are shaped by enough rows for ramps of their own."""
-EAGER = ("megatron-deepspeed", "zero-bubble", "megatron-2021")
 OVERLAPS_TENSOR = ("nemo", "megatron-bridge", "xla")
 ACROSS_NODES = 0.05
 """Spread of Megatron-DeepSpeed's pace on clusters over its pace on one node: hundreds of runs on one, and those of two
@@ -78,7 +77,7 @@ def _of_software(cases: Cases, software: str) -> dict[str, float]:
         (cases.zero < 3, {"data_overlap": 0.5}),
         (cases.low >= 1, {"cast_passes": 0.7}),
         ((cases.tp > 1) & (software in OVERLAPS_TENSOR), {"tensor_exposed": 0.4}),
-        (np.array(software in EAGER), {"score_passes": 0.5, "scores_reach": 0.3}),
+        (np.array(KIN[software] == "~eager"), {"score_passes": 0.5, "scores_reach": 0.3}),
         (np.array(software in OWN_KERNELS), {"row_half": 0.7, "column_half": 0.7, "inner_half": 0.7}),
     )
     for holds, names in rules:

@@ -6,6 +6,7 @@ Pure functions over the tables of `fitted.py`: no I/O, no clock, no randomness; 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -97,10 +98,10 @@ def plan(
     power_w = node_power_w(found.step, cluster) if objective == "energy" else 1.0
     # The energy of a run in watt-seconds of one node, or its time: what `_cost` says of a prediction.
     cost = np.where(candidates, run_s * power_w, np.inf)
-    told: dict[int, Prediction] = {}
 
+    @cache
     def tell(index: int) -> Prediction:
-        return told[index] if index in told else told.setdefault(index, _replayed(found, index, job, cluster, tables))
+        return _replayed(found, index, job, cluster, tables)
 
     ranked: list[Prediction] = []
     for index in np.argsort(cost, kind="stable")[: max(keep, MOST_REPLAYED)].tolist():

@@ -8,22 +8,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from model.shape import EncoderDecoderShape
+from model.shape import EncoderDecoderShape, TransformerShape
 from orchestrator.domain.errors import BadInput
 from orchestrator.domain.job import JobModel
 from orchestrator.domain.layout import Layout, Recompute
 from orchestrator.domain.run_row import RunInputs
-from orchestrator.planning.parallel.cases import RECOMPUTE, SCHEDULES, SELECTS, Case
+from orchestrator.planning.parallel.cases import RECOMPUTE, Case
+from orchestrator.planning.parallel.columns import columns_of
 from orchestrator.planning.parallel.gpus import find_gpu
 from orchestrator.planning.parallel.memory import MOST_TOKENS
-from orchestrator.planning.parallel.software import (
-    Software,
-    gradient_bytes,
-    optimizer_bytes,
-    schedule_of,
-    shards_in_nodes,
-    software_of,
-)
+from orchestrator.planning.parallel.sizes import stage_layers
+from orchestrator.planning.parallel.software import Software, optimizer_bytes, schedule_of, shards_in_nodes, software_of
 from orchestrator.planning.parallel.spellings import is_dense, precision_code, recompute_word
 from orchestrator.planning.run_launch import model_spec
 
@@ -142,8 +137,6 @@ def _complete(run: RunInputs, software: Software, dp: int, guessed: tuple[str, .
     per_node = min(run.gpus_per_node or min(gpu.nvlink_domain, 8), run.n_gpus)
     of_node = run.gpus_per_node or min(gpu.nvlink_domain, 8)
     link = (run.internode_gbit_s_per_node or gpu.internode_gbit_s_per_gpu * of_node) / of_node
-    word = {0: "bf16", 1: "fp8", 2: "fp4", -1: "fp32"}[low]
-    schedule = schedule_of(run.framework)
     zero = software.default_zero if run.zero_stage is None else run.zero_stage
     case = Case(
         layers=run.layers,
@@ -166,30 +159,14 @@ def _complete(run: RunInputs, software: Software, dp: int, guessed: tuple[str, .
         shard=max(per_node // (run.tp or 1), 1) if shards_in_nodes(run.framework) else 0,
         micro=micro,
         recompute=RECOMPUTE.get(recompute, -1),
-        selects=SELECTS[software.selects],
-        schedule=SCHEDULES[schedule],
         offload=float("offload" in run.framework.lower()),
-        sequence_parallel=float(software.sequence_parallel),
-        whole_blocks=float(software.whole_blocks),
-        by_heads=float(software.context_by_heads),
-        flash=float(software.flash),
-        fused_loss=float(software.fused_loss),
-        low=low,
-        state_p=4.0 if low < 0 else software.parameter_bytes,
-        state_g=gradient_bytes(software, low, run.precision == "bf16"),
         state_o=optimizer_bytes(software, low, zero),
-        peak=gpu.peak_tflops(word) * 1e12,
-        peak16=gpu.bf16_tflops * 1e12,
-        memory_bw=gpu.memory_gb_s * 1e9,
-        memory=gpu.memory_gib * 2**30,
-        multiprocessors=gpu.multiprocessors,
-        nvlink=gpu.nvlink_gb_s * 1e9,
         domain=gpu.nvlink_domain if gpu.nvlink_domain > per_node and gpu.nvlink_domain > 16 else per_node,
         per_node=per_node,
         network=link * 1e9 / 8,
         leaf_gpus=REFERENCE_LEAF_NODES * per_node,
         spine_share=1.0,
-        gpu_power_w=gpu.power_w,
+        **columns_of(run.framework, software, gpu, low, run.precision == "bf16"),
     )
     return RowCase(case, gpu.family, software.constants_of or software.name, guessed)
 
@@ -199,9 +176,21 @@ def _assumed_chunks(run: RunInputs, software: Software) -> int:
     pp = run.pp or 1
     if pp == 1 or schedule_of(run.framework) != "1f1b" or not run.layers:
         return 1
-    layers = run.layers if run.layers % pp == 0 else run.layers + 2
-    share = layers // pp if layers % pp == 0 else 1
+    share = stage_layers(run.layers, pp) or 1
     return max(v for v in range(1, software.assumed_chunks + 1) if share % v == 0)
+
+
+def cells_of(shape: TransformerShape) -> dict[str, Any]:
+    """A model's shape as the cells of a row."""
+    return {
+        "layers": shape.layers,
+        "hidden": shape.d_model,
+        "heads": shape.heads,
+        "kv_heads": shape.key_value_heads,
+        "ffn_hidden": shape.d_ff,
+        "vocab": shape.vocabulary,
+        "gated_mlp": shape.is_gated,
+    }
 
 
 def inputs_of_job(job: Mapping[str, Any], gpu: str) -> RunInputs:
@@ -220,14 +209,8 @@ def inputs_of_job(job: Mapping[str, Any], gpu: str) -> RunInputs:
         gpu=gpu,
         framework="rackray, offload" if offload else "rackray",
         model=str(job.get("name", "")),
-        layers=shape.layers,
-        hidden=shape.d_model,
-        heads=shape.heads,
-        kv_heads=shape.key_value_heads,
-        ffn_hidden=shape.d_ff,
-        vocab=shape.vocabulary,
+        **cells_of(shape),
         seq_len=batch["sequence_tokens"],
-        gated_mlp=shape.is_gated,
         n_gpus=pipeline * tensor * sequence * data,
         gpus_per_node=job.get("ranks_per_node", 1),
         dp=data,

@@ -11,16 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from orchestrator.domain.layout import Layout, Recompute
-from orchestrator.planning.parallel.cases import RECOMPUTE, SCHEDULES, SELECTS, Cases
+from orchestrator.planning.parallel.cases import RECOMPUTE, Cases
 from orchestrator.planning.parallel.cluster import GpuCluster, PlanJob
-from orchestrator.planning.parallel.software import (
-    Software,
-    gradient_bytes,
-    optimizer_bytes,
-    schedule_of,
-    shards_in_nodes,
-    software_of,
-)
+from orchestrator.planning.parallel.columns import PEAK_WORDS, columns_of
+from orchestrator.planning.parallel.sizes import stage_layers
+from orchestrator.planning.parallel.software import Software, optimizer_bytes, schedule_of, shards_in_nodes, software_of
 from orchestrator.planning.parallel.spellings import precision_code
 
 TENSOR = (1, 2, 4, 8, 16)
@@ -90,7 +85,7 @@ def node_counts(job: PlanJob, cluster: GpuCluster) -> set[int]:
         for tensor in TENSOR
         for context in context_degrees(job, software, tensor)
         for pipeline in range(1, min(job.shape.layers, MOST_STAGES) + 1)
-        if _stage_layers(job, pipeline)
+        if stage_layers(job.shape.layers, pipeline)
     }
     gpus = {size for d in data for i in inner if (size := d * i) % cluster.gpus_per_node == 0}
     return {nodes for size in gpus if (nodes := size // cluster.gpus_per_node) <= cluster.nodes + 8}
@@ -102,32 +97,12 @@ def cases_of(layouts: list[tuple[int, ...]], job: PlanJob, cluster: GpuCluster) 
     low = _precision_code(job.precision)
     columns = np.array(layouts, dtype=np.float64).T
     same = {
-        **{
-            "layers": shape.layers,
-            "hidden": shape.d_model,
-            "heads": shape.heads,
-            "kv_heads": shape.key_value_heads,
-            "ffn": shape.d_ff,
-        },
-        **{"vocab": shape.vocabulary, "seq": job.sequence_tokens, "gated": shape.is_gated, "tied": shape.tied},
-        **{
-            "attended": _attended(shape.most_seen(job.sequence_tokens) / job.sequence_tokens),
-            "global_batch": job.global_sequences,
-            "schedule": SCHEDULES[schedule_of(job.framework)],
-            "selects": SELECTS[software.selects],
-            "low": low,
-            "fused_loss": software.fused_loss,
-            "flash": software.flash,
-        },
-        "sequence_parallel": software.sequence_parallel,
-        "whole_blocks": software.whole_blocks,
-        "by_heads": software.context_by_heads,
-        "state_p": 4.0 if low < 0 else software.parameter_bytes,
-        "state_g": gradient_bytes(software, low, job.precision == "bf16"),
-        **{"peak": gpu.peak_tflops(peak_word(job.precision)) * 1e12, "peak16": gpu.bf16_tflops * 1e12},
-        "memory_bw": gpu.memory_gb_s * 1e9,
-        **{"memory": gpu.memory_gib * 2.0**30, "multiprocessors": gpu.multiprocessors, "nvlink": gpu.nvlink_gb_s * 1e9},
-        **{"domain": cluster.nvlink_domain, "per_node": cluster.gpus_per_node, "gpu_power_w": gpu.power_w},
+        **columns_of(job.framework, software, gpu, low, job.precision == "bf16"),
+        **{"layers": shape.layers, "hidden": shape.d_model, "heads": shape.heads, "kv_heads": shape.key_value_heads},
+        **{"ffn": shape.d_ff, "vocab": shape.vocabulary, "gated": shape.is_gated, "tied": shape.tied},
+        **{"seq": job.sequence_tokens, "global_batch": job.global_sequences},
+        "attended": _attended(shape.most_seen(job.sequence_tokens) / job.sequence_tokens),
+        **{"domain": cluster.nvlink_domain, "per_node": cluster.gpus_per_node},
         "network": cluster.network_gbit_s_per_node * 1e9 / 8.0 / cluster.gpus_per_node,
         **{"leaf_gpus": cluster.leaf_nodes * cluster.gpus_per_node, "spine_share": cluster.spine_share},
     }
@@ -148,7 +123,7 @@ def _attended(most_seen: float) -> float:
 
 def peak_word(precision: str) -> str:
     """The word by which a GPU's peak is looked up (`GpuType.peak_tflops`) for a job's precision."""
-    return {0: "bf16", 1: "fp8", 2: "fp4", -1: "fp32"}[_precision_code(precision)]
+    return PEAK_WORDS[_precision_code(precision)]
 
 
 def _precision_code(precision: str) -> int:
@@ -219,17 +194,11 @@ def _pipelines(job: PlanJob, ranks: int, software: Software) -> Iterator[tuple[i
     layers = job.shape.layers
     yield 1, 1
     for pipeline in range(2, min(layers, ranks, MOST_STAGES) + 1):
-        share = 0 if ranks % pipeline else _stage_layers(job, pipeline)
+        share = 0 if ranks % pipeline else stage_layers(layers, pipeline)
         if share:
             yield pipeline, 1
             if software.interleaves and schedule_of(job.framework) == "1f1b":
                 yield from ((pipeline, v) for v in (2, 4, 5, 10) if v <= share and share % v == 0)
-
-
-def _stage_layers(job: PlanJob, pipeline: int) -> int:
-    """Layers of a stage, embedding and head counted as one each where only so they divide; 0 where they do not."""
-    layers = job.shape.layers
-    return next((count // pipeline for count in (layers, layers + 2) if count % pipeline == 0), 0)
 
 
 def zero_stages(job: PlanJob, ranks: int, pipeline: int) -> tuple[int, ...]:

@@ -46,6 +46,11 @@ def model_parameters(cases: Cases) -> Floats:
     return cases.layers * block_parameters(cases) + embedding_parameters(cases) + head + cases.hidden * (2.0 - cases.gated)
 
 
+def stage_layers(layers: int, pipeline: int) -> int:
+    """Layers of a stage, embedding and head counted as one each where only so they divide; 0 where they do not."""
+    return next((count // pipeline for count in (layers, layers + 2) if count % pipeline == 0), 0)
+
+
 def stages_of(cases: Cases) -> Stages:
     """Layers and parameters of first, middle and last stage.
 

@@ -28,6 +28,7 @@ from orchestrator.planning.parallel.evaluate import evaluate
 from orchestrator.planning.parallel.gpus import GPUS
 from orchestrator.planning.parallel.planner import Plan, plan, predict
 from orchestrator.planning.parallel.power import ACTIVITY, BUSY_SHARE_OF_RATING
+from orchestrator.planning.parallel.rows import cells_of
 from orchestrator.planning.parallel.search import Limits
 from orchestrator.planning.parallel.study import study_of
 from orchestrator.planning.parallel.validation import predict_rows
@@ -176,20 +177,13 @@ def test_the_energy_objective_finds_the_least_energy(asked: tuple[PlanJob, GpuCl
 @given(questions())
 def test_a_plan_and_a_row_of_a_table_say_the_same_of_a_layout(asked: tuple[PlanJob, GpuCluster]) -> None:
     job, cluster = asked
-    shape = job.shape
     for told in answer(job, cluster, keep=2).ranked:
         layout = told.layout
         inputs = RunInputs(
             gpu=cluster.gpu.name,
             framework=job.framework,
-            layers=shape.layers,
-            hidden=shape.d_model,
-            heads=shape.heads,
-            kv_heads=shape.key_value_heads,
-            ffn_hidden=shape.d_ff,
-            vocab=shape.vocabulary,
+            **cells_of(job.shape),
             seq_len=job.sequence_tokens,
-            gated_mlp=shape.is_gated,
             n_gpus=cluster.gpus,
             gpus_per_node=cluster.gpus_per_node,
             dp=layout.data,
